@@ -1,0 +1,379 @@
+"""The command line: argv becomes a configuration, signals become stops, errors become sentences and exit codes.
+
+Exit codes: 0 done, 1 failed while running, 2 usage, 3 cannot start or refused for good, 130 interrupted.
+Imports of what runs are inside the commands, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from fastrelay import __version__
+from fastrelay.errors import StartError, UsageError
+
+if TYPE_CHECKING:
+    from fastrelay.app import OnStop
+    from fastrelay.config import Exposure
+    from fastrelay.roles.server import Server
+
+_START = time.monotonic()
+
+
+@click.group(context_settings={"auto_envvar_prefix": "FASTRELAY", "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastrelay")
+def cli() -> None:
+    """Reach services behind NAT through a machine with an address.
+
+    `fastrelay demo` shows it on this machine alone. For two machines: `fastrelay server` on the one with an address, and on the other
+    the line that it prints.
+    """
+
+
+_loop = click.option(
+    "--loop",
+    type=click.Choice(["auto", "uvloop", "asyncio"]),
+    default="auto",
+    show_default=True,
+    show_envvar=True,
+    help="Event loop; auto is uvloop where it is installed.",
+)
+
+
+def _expose(required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--expose",
+        "specs",
+        metavar="SPEC",
+        multiple=True,
+        required=required,
+        help="What visitors reach: [NAME=][tcp://][PUBLIC:][HOST:]PORT or [NAME=][PUBLIC:]unix:/path. May be repeated.",
+    )
+
+
+@cli.command()
+@click.option(
+    "--bind",
+    default="[::]:7443",
+    show_default=True,
+    show_envvar=True,
+    help="HOST:PORT for clients; visitors' ports use the same host.",
+)
+@click.option(
+    "--ports", default="20000-20999", show_default=True, show_envvar=True, help="Public ports that clients may have."
+)
+@click.option(
+    "--advertise",
+    default="",
+    metavar="HOST",
+    show_envvar=True,
+    help="The address that clients and visitors type, if it is another one.",
+)
+@click.option(
+    "--state", type=click.Path(path_type=Path), show_envvar=True, help="Directory for key, tokens and reservations."
+)
+@click.option(
+    "--cert",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    help="TLS certificate chain (PEM) instead of the relay's own; with --key.",
+)
+@click.option("--key", type=click.Path(path_type=Path), show_envvar=True, help="The key of --cert (PEM).")
+@click.option("--plaintext", is_flag=True, show_envvar=True, help="Tunnels without TLS; only on a loopback address.")
+@_loop
+def server(
+    bind: str,
+    ports: str,
+    advertise: str,
+    state: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    plaintext: bool,
+    loop: str,
+) -> None:
+    """Run the relay, on the machine with an address."""
+    from fastrelay.app import run_server
+    from fastrelay.config import DEFAULT_PORT, ServerConfig, parse_bind, parse_host, parse_ports
+    from fastrelay.state import default_state
+
+    host, port = parse_bind(bind, DEFAULT_PORT)
+    config = ServerConfig(
+        bind_host=host,
+        bind_port=port,
+        ports=parse_ports(ports),
+        advertise=parse_host(advertise) if advertise else "",
+        state=state or default_state("server"),
+        cert=cert,
+        key=key,
+        plaintext=plaintext,
+    )
+    _run(lambda on_stop: run_server(config, _server_ready, on_stop), loop)
+
+
+@cli.command()
+@click.argument("relay", envvar="FASTRELAY_RELAY")
+@_expose(required=True)
+@click.option("--name", metavar="ID", show_envvar=True, help="Who this client is; the host name if not given.")
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    envvar="FASTRELAY_TOKEN",
+    show_envvar=True,
+    help="The relay's token (`fastrelay token show` there).",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    envvar="FASTRELAY_TOKEN_FILE",
+    show_envvar=True,
+    help="A file that holds the token.",
+)
+@click.option(
+    "--state", type=click.Path(path_type=Path), show_envvar=True, help="Directory that says which installation this is."
+)
+@_loop
+def client(
+    relay: str,
+    specs: tuple[str, ...],
+    name: str | None,
+    token: str | None,
+    token_file: Path | None,
+    state: Path | None,
+    loop: str,
+) -> None:
+    """Expose services of this machine through RELAY: HOST[:PORT], [IPv6]:PORT, tls://… or, on this machine, tcp://…"""
+    import socket
+
+    from fastrelay.app import run_client
+    from fastrelay.auth import Token
+    from fastrelay.config import ClientConfig, host_name, parse_expose, parse_relay
+    from fastrelay.state import default_state
+
+    secret = _token(token, token_file)
+    Token.parse(secret)
+    config = ClientConfig(
+        relay=parse_relay(relay),
+        token=secret,
+        exposures=tuple(parse_expose(spec) for spec in specs),
+        name=host_name(socket.gethostname()) if name is None else name,
+        state=state or default_state("client"),
+    )
+    _run(lambda on_stop: run_client(config, _reachable, on_stop), loop)
+
+
+@cli.command()
+@_expose(required=False)
+@_loop
+def demo(specs: tuple[str, ...], loop: str) -> None:
+    """Relay and client in one process on this machine: the whole way of a byte, in one command."""
+    from fastrelay.app import run_demo
+    from fastrelay.config import parse_expose
+
+    exposures = tuple(parse_expose(spec) for spec in specs)
+
+    def reachable(exposure: Exposure, host: str, port: int) -> None:
+        if not exposures:
+            _say(
+                f"\nA relay and a client run on this machine. Send a byte through them:\n\n    curl http://{host}:{port}/\n"
+            )
+        else:
+            _say(f"\n{exposure.target} is reachable through a relay on this machine, at {host}:{port}.\n")
+        _say("Ctrl-C drains and stops.")
+        _data(f"tcp://{host}:{port}")
+
+    _run(lambda on_stop: run_demo(exposures, reachable, on_stop), loop)
+
+
+@cli.group()
+def token() -> None:
+    """The relay's tokens; on the relay's machine."""
+
+
+@token.command("show")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    envvar="FASTRELAY_SERVER_STATE",
+    show_envvar=True,
+    help="The relay's state directory.",
+)
+@click.option(
+    "--cert",
+    type=click.Path(path_type=Path),
+    envvar="FASTRELAY_SERVER_CERT",
+    help="The certificate that the relay is given, if any.",
+)
+@click.option("--key", type=click.Path(path_type=Path), envvar="FASTRELAY_SERVER_KEY", help="The key of --cert.")
+def token_show(state: Path | None, cert: Path | None, key: Path | None) -> None:
+    """Print the first token: whoever has it may expose services on this relay."""
+    from fastrelay.net.tls import load_identity
+    from fastrelay.state import ServerState, default_state
+
+    with _sentences():
+        kept = ServerState.open(state or default_state("server"), read_only=True)
+        paths = (cert, key) if cert is not None and key is not None else kept.identity_paths
+        # A relay with --plaintext has never needed a certificate.
+        identity = load_identity(*paths) if paths[0].exists() or cert is not None else None
+        pin = identity.pin if identity is not None and identity.self_signed else None
+        click.echo(kept.token(pin).text())
+
+
+# --- running -----------------------------------------------------------------------------------------------------------
+
+
+def main() -> NoReturn:
+    """The console script."""
+    with _sentences():
+        try:
+            cli(standalone_mode=False)
+        except click.exceptions.Exit as done:
+            sys.exit(done.exit_code)
+        except click.Abort:
+            sys.exit(130)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
+    """An error of ours is a sentence and an exit code, never a traceback."""
+    try:
+        yield
+    except UsageError as error:
+        _say(f"Error: {error}")
+        sys.exit(2)
+    except StartError as error:
+        _say(f"Error: {error}")
+        sys.exit(3)
+
+
+def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str) -> None:
+    """Run until a signal stops it. The first Ctrl-C drains and says so, the second ends at once."""
+    import asyncio
+    import gc
+    import signal
+
+    from fastrelay.console import set_up_logging
+
+    set_up_logging()
+    interrupted = False
+
+    async def run() -> None:
+        def on_stop(stop: Callable[[], None]) -> None:
+            def handle(number: int) -> None:
+                nonlocal interrupted
+                interrupted = interrupted or number == signal.SIGINT
+                if not handled:
+                    _say(
+                        "Draining: open connections go on for up to 30 s, new ones are refused. Ctrl-C again ends at once."
+                    )
+                handled.append(number)
+                stop()
+
+            handled: list[int] = []
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, handle, number)
+
+        # What was made until now lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 50, 50)
+        await work(on_stop)
+
+    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+        runner.run(run())
+    if interrupted:
+        sys.exit(130)
+
+
+def _loop_factory(wanted: str) -> Callable[[], Any] | None:
+    if wanted == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if wanted == "uvloop":
+            raise StartError(
+                "uvloop is not installed here: install it with `pip install uvloop`, or use --loop asyncio."
+            ) from None
+        return None
+    return uvloop.new_event_loop
+
+
+def _token(token: str | None, token_file: Path | None) -> str:
+    if token is not None:
+        return token
+    if token_file is None:
+        raise UsageError(
+            "There is no token: give --token or --token-file, or set FASTRELAY_TOKEN; `fastrelay token show` on the relay prints it."
+        )
+    try:
+        return token_file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(
+            f"The token file {token_file} cannot be read ({reason}): give one with the token in it."
+        ) from None
+
+
+# --- texts -------------------------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _data(line: str) -> None:
+    """A line for programs. Where a person looks at both streams, the texts have said it."""
+    from fastrelay.console import interactive
+
+    if not interactive():
+        click.echo(line)
+
+
+def _server_ready(server: Server, token: str) -> None:
+    from fastrelay.config import join_host
+    from fastrelay.console import own_address
+
+    config = server.config
+    where = join_host(config.advertise or own_address(config.bind_host), server.port)
+    if sys.stderr.isatty():
+        trust = "no TLS, this machine only"
+        if server.identity is not None:
+            own = config.cert is None
+            trust = f"TLS 1.3, {'own certificate' if own else str(config.cert)}{', pinned by the token' if server.identity.self_signed else ''}"
+        scheme = "tcp://" if config.plaintext else ""
+        join = (
+            f"fastrelay client {scheme}{where} --expose 22 --token {token}"
+            if token
+            else (f"fastrelay client {scheme}{where} --expose 22 --token-file FILE")
+        )
+        _say(
+            f"fastrelay {__version__}   ready in {time.monotonic() - _START:.1f} s\n\n"
+            f"  Clients     {where:<24}{trust}\n"
+            f"  Visitors    tcp {config.ports}\n"
+            f"  State       {config.state}\n\n"
+            f"  On the machine to reach, run:\n\n"
+            f"    {join}\n\n"
+            f"  Ctrl-C drains and stops.\n"
+        )
+    _data(f"{'tcp' if config.plaintext else 'tls'}://{where}")
+
+
+def _reachable(exposure: Exposure, host: str, port: int) -> None:
+    from fastrelay.config import join_host
+
+    if sys.stderr.isatty():
+        public = f"tcp://{join_host(host, port)}"
+        _say(f"Forwarding   {public}  →  {exposure.target}     service {exposure.name!r}")
+        if exposure.target.port == 22:
+            _say(f"Try it       ssh -p {port} you@{host}")
+    _data(f"tcp://{join_host(host, port)}")

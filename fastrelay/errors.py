@@ -1,0 +1,80 @@
+"""Every exception of fastrelay, and the codes that travel in RESET, STOP and GOAWAY (protocol.md section 11).
+
+    FastrelayError
+    ├── UsageError          what a person typed cannot be understood        (exit code 2)
+    ├── StartError          the process cannot start, or was refused        (exit code 3)
+    ├── PinError            the relay's key is not the one that the token names
+    └── ProtocolError       the other side broke protocol.md; carries the code that GOAWAY will name
+        └── Refused         the other side said GOAWAY before the session began
+
+The texts are sentences for a person: what, why, what next.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Code(enum.IntEnum):
+    """Why a stream or a session ended (protocol.md section 11)."""
+
+    NO_ERROR = 0
+    PROTOCOL = 1
+    FLOW_CONTROL = 2
+    FRAME_SIZE = 3
+    STREAM_STATE = 4
+    INTERNAL = 5
+    CALM = 6
+    UNAUTHORIZED = 7
+    SUPERSEDED = 8
+    NAME_TAKEN = 9
+    VERSION = 10
+    SHUTDOWN = 11
+    TIMEOUT = 12
+    REFUSED = 32
+    UNREACHABLE = 33
+    DIAL_TIMEOUT = 34
+    NO_SERVICE = 35
+    LIMIT = 36
+    CONNECTION_RESET = 37
+    CANCEL = 38
+
+    @classmethod
+    def of(cls, number: int) -> Code:
+        """The code of a number from the wire; one that is unknown is INTERNAL."""
+        try:
+            return cls(number)
+        except ValueError:
+            return cls.INTERNAL
+
+
+class FastrelayError(Exception):
+    """The base of all."""
+
+
+class UsageError(FastrelayError):
+    """Something that a person typed cannot be understood."""
+
+
+class StartError(FastrelayError):
+    """The process cannot start, or the relay refused it for good: trying again would not help."""
+
+
+class PinError(FastrelayError):
+    """The relay's key is not the one that the token names: nothing was sent."""
+
+
+class ProtocolError(FastrelayError):
+    """The other side broke a rule of protocol.md. Only `net.link` turns it into a goodbye."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.code.name}: {self.text}"
+
+
+class Refused(ProtocolError):
+    """The other side said GOAWAY before the session began."""

@@ -1,0 +1,337 @@
+"""All streams of one authenticated tunnel (protocol.md sections 5 to 12): ids, liveness, go-away, and what is owed.
+
+A session knows no transport, no clock and no task. `feed` brings bytes, `tick` brings time; frames leave through `write`, which takes one
+whole frame that is valid only during the call. It raises ProtocolError; `net.link` alone turns that into a goodbye.
+
+What a session owes in WINDOW and PONG frames is kept as marks, one per stream and one in all, and written by `flush`: it never queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from fastrelay import wire
+from fastrelay.errors import Code, ProtocolError
+from fastrelay.mux import floods
+from fastrelay.mux.credit import Pool, first_window
+from fastrelay.mux.decoder import Decoder
+from fastrelay.mux.stream import Outlet, Recv, Send, Stream
+from fastrelay.wire import CODE, Kind
+
+SHARED_FRAME = 131_072
+"""The largest frame while several streams are busy: 1 MiB frames would make an interactive stream wait for a loop turn of a bulk one."""
+ALONE_AFTER = 0.05
+"""Seconds without a change of streams until the busy one may use large frames again."""
+_RTT_EVERY = 2.0
+_RTT_SAMPLES = 8
+_OVER_LIMIT = 1024
+_ID_MARK = (1 << 32) * 3 // 4
+
+
+class Owner(Protocol):
+    """Who decides: a role. Called from inside `feed`."""
+
+    def on_open(self, stream: Stream, request: wire.Open) -> None:
+        """The other side opened a stream: attach an outlet, then accept() or reset(code), now or later."""
+
+    def on_expose(self, request: wire.Expose) -> None: ...
+    def on_exposed(self, answer: wire.Exposed) -> None: ...
+    def on_goaway(self, code: Code, text: str) -> None: ...
+    def on_idle(self) -> None:
+        """The last stream is gone."""
+
+
+class Session:
+    """`dialer` is true at the client; a session that is not the dialer is the relay's, and charges as such (protocol.md section 12)."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        decoder: Decoder,
+        streams: dict[int, Stream],
+        write: Callable[[bytes], None],
+        wake: Callable[[], None],
+        *,
+        dialer: bool,
+        ours: wire.Settings,
+        theirs: wire.Settings,
+        pool: Pool,
+        now: float,
+    ) -> None:
+        self.owner = owner
+        self.write = write
+        self.ours = ours
+        self.theirs = theirs
+        self.pool = pool
+        self.now = now
+        self.dialer = dialer
+        self.streams = streams  # the decoder's sinks
+        self.going_away = False  # SHUTDOWN was sent or received: nothing new is opened
+        self.min_rtt = 0.0
+
+        # Whose turn it is: the stream that moved last, and until when the tunnel counts as shared.
+        self.busy: Stream | None = None
+        self.frame_cap = theirs.max_data
+        self.alone = True
+        self._shared_at = -ALONE_AFTER
+
+        self.decoder = decoder
+        decoder.hand_to(self._control, self._stray, self._empty, ours.max_data)
+        self._wake = wake
+        self._next_id = 1 if dialer else 2
+        self._highest = 0  # the highest id that the other side has opened
+        self._their_streams = 0
+        self._floods = floods.Floods()
+        self._marked: list[Stream] = []
+        self._pong: bytes | None = None
+        self.heard = now
+        self._pinged = -1e9
+        self._ping: bytes | None = None
+        self._rtts: list[float] = []
+        self._half_open: dict[Stream, tuple[int, float]] = {}
+        self._handlers: dict[int, Callable[[bytes], None]] = {
+            Kind.PING: self._on_ping,
+            Kind.PONG: self._on_pong,
+            Kind.GOAWAY: self._on_goaway,
+            Kind.EXPOSE: self._on_expose,
+            Kind.EXPOSED: self._on_exposed,
+        }
+        self._stream_handlers: dict[int, Callable[[Stream, bytes], None]] = {
+            Kind.TRUNC: Stream.receive_trunc,
+            Kind.ACCEPT: Stream.receive_accept,
+            Kind.WINDOW: Stream.receive_window,
+            Kind.RESET: self._on_reset,
+            Kind.STOP: Stream.receive_stop,
+        }
+
+    # --- doors ---------------------------------------------------------------------------------------------------------
+
+    def feed(self, chunk: memoryview, now: float) -> None:
+        """Bytes of the tunnel, and when they came (seconds of any steady clock). Raises ProtocolError."""
+        self.now = self.heard = now
+        if not self.alone and now - self._shared_at > ALONE_AFTER:
+            self.alone = True
+            self.frame_cap = self.theirs.max_data
+        self.decoder.feed(chunk)
+
+    def open(self, outlet: Outlet, service: int, visitor: str) -> Stream | None:
+        """Open a stream and announce it; None when the other side takes no more."""
+        ours = len(self.streams) - self._their_streams
+        if self.going_away or ours >= self.theirs.max_streams:
+            return None
+        number = self._next_id
+        self._next_id += 2
+        stream = self._new(number, opener=True)
+        stream.attach(outlet)
+        window = stream.window
+        self.write(wire.frame(Kind.OPEN, number, wire.pack_open(wire.Open(wire.STREAM_TCP, window, service, visitor))))
+        if number > _ID_MARK:
+            self.going_away = True
+        return stream
+
+    def expose(self, request: wire.Expose) -> None:
+        self.write(wire.frame(Kind.EXPOSE, 0, wire.pack_json(request)))
+
+    def exposed(self, answer: wire.Exposed) -> None:
+        self.write(wire.frame(Kind.EXPOSED, 0, wire.pack_json(answer)))
+
+    def goaway(self, code: Code, text: str) -> None:
+        """Say GOAWAY. After SHUTDOWN the streams go on; after any other code the caller closes the tunnel."""
+        self.going_away = True
+        self.write(wire.frame(Kind.GOAWAY, 0, wire.pack_goaway(self._highest, code, text)))
+
+    def lose(self) -> None:
+        """The tunnel is gone: every stream is reset (protocol.md 9.3), and none is opened any more."""
+        self.decoder.stopped = True
+        self.going_away = True
+        streams = list(self.streams.values())
+        self.streams.clear()
+        self._half_open.clear()
+        self._marked.clear()
+        for stream in streams:
+            stream.lose()
+
+    def flush(self) -> None:
+        """Write what is owed. Called when the tunnel can take it."""
+        if self._pong is not None:
+            self.write(wire.frame(Kind.PONG, 0, self._pong))
+            self._pong = None
+        if self._marked:
+            marked, self._marked = self._marked, []
+            for stream in marked:
+                stream.marked = False
+                if stream.recv is Recv.OPEN:
+                    self.write(stream.credit())
+
+    # --- time ----------------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> float | None:
+        """Do what is due. Returns when to come again, or None when the tunnel must be given up as lost."""
+        self.now = now
+        if now - self.heard >= wire.DEAD_AFTER:
+            return None
+        if now - self.heard >= wire.PING_AFTER and now - self._pinged >= wire.PING_AFTER:
+            self.ping()
+        self._reap(now)
+        due = self.heard + wire.PING_AFTER
+        return min(due if due > now else now + 1.0, now + wire.PING_AFTER)
+
+    def ping(self) -> None:
+        """Measure the round-trip time, or see whether the other side lives."""
+        self._pinged = self.now
+        self._ping = int(self.now * 1e9).to_bytes(8, "big")
+        self.write(wire.frame(Kind.PING, 0, self._ping))
+
+    def _reap(self, now: float) -> None:
+        """Half-open streams on which nothing moves (protocol.md 9.4)."""
+        for stream, (moved, since) in list(self._half_open.items()):
+            if not stream.half_open:
+                del self._half_open[stream]
+            elif stream.moved != moved:
+                self._half_open[stream] = (stream.moved, now)
+            elif now - since >= wire.HALF_OPEN_IDLE:
+                stream.abort(Code.TIMEOUT)
+
+    # --- called by streams ---------------------------------------------------------------------------------------------
+
+    def share(self, stream: Stream) -> None:
+        """Another stream than the last one moves: the tunnel is shared, so nobody may take long turns."""
+        if self.busy is not None:
+            self._shared_at = self.now
+            self.alone = False
+            self.frame_cap = min(self.theirs.max_data, SHARED_FRAME)
+        self.busy = stream
+
+    def mark(self, stream: Stream) -> None:
+        """A WINDOW is due for this stream."""
+        if not stream.marked:
+            stream.marked = True
+            if not self._marked and self._pong is None:
+                self._wake()
+            self._marked.append(stream)
+            if self.now - self._pinged >= _RTT_EVERY:  # credit flows: the window needs to know the path
+                self.ping()
+
+    def watch_half_open(self, stream: Stream) -> None:
+        self._half_open.setdefault(stream, (-1, self.now))
+
+    def charge_idle_window(self) -> None:
+        self._floods.charge(floods.WINDOW, self.now)
+
+    def forget(self, stream: Stream) -> None:
+        if self.streams.pop(stream.id, None) is None:
+            return
+        self._half_open.pop(stream, None)
+        if self.busy is stream:
+            self.busy = None
+        if self._is_theirs(stream.id):
+            self._their_streams -= 1
+        if not self.streams:
+            self.owner.on_idle()
+
+    # --- frames that arrive --------------------------------------------------------------------------------------------
+
+    def _control(self, kind: int, number: int, payload: bytes) -> None:
+        if kind >= wire.OPTIONAL:
+            self._floods.charge(floods.OPTIONAL, self.now)
+            return
+        if number:
+            stream = self.streams.get(number)
+            if stream is not None and kind != Kind.OPEN:
+                self._stream_handlers[kind](stream, payload)
+            elif kind == Kind.OPEN:
+                self._on_open(number, payload)
+            elif kind not in (Kind.WINDOW, Kind.STOP, Kind.RESET) or not self._was_open(number):
+                self._stray(number)
+            return
+        handler = self._handlers.get(kind)
+        if handler is None:
+            raise ProtocolError(Code.PROTOCOL, f"{Kind(kind).name} after the handshake")
+        handler(payload)
+
+    def _on_open(self, number: int, payload: bytes) -> None:
+        request = wire.unpack_open(payload)
+        if not self._is_theirs(number) or number <= self._highest:
+            raise ProtocolError(Code.PROTOCOL, f"OPEN with stream id {number} after {self._highest}")
+        if request.limit > wire.MAX_OFFSET:
+            raise ProtocolError(Code.FLOW_CONTROL, f"stream {number}: a limit of {request.limit} bytes cannot be")
+        if not self.dialer:
+            self._floods.charge(floods.OPEN, self.now)
+        self._highest = number
+        stream = self._new(number, opener=False)
+        stream.send_limit = request.limit
+        self._their_streams += 1
+        if self._their_streams > self.ours.max_streams + _OVER_LIMIT:
+            raise ProtocolError(Code.CALM, f"{self._their_streams} streams open, {self.ours.max_streams} are allowed")
+        if self.going_away:
+            stream.reset(Code.SHUTDOWN)
+        elif self._their_streams > self.ours.max_streams:
+            stream.reset(Code.LIMIT)
+        elif request.kind != wire.STREAM_TCP:
+            stream.reset(Code.NO_SERVICE)
+        else:
+            self.owner.on_open(stream, request)
+
+    def _on_reset(self, stream: Stream, payload: bytes) -> None:
+        # One that answers our own RESET is owed, not done of its own accord.
+        if not self.dialer and self._is_theirs(stream.id) and stream.send is not Send.RESET:
+            self._floods.charge(floods.RESET, self.now)
+        stream.receive_reset(Code.of(CODE.unpack(payload)[0]))
+
+    def _on_ping(self, payload: bytes) -> None:
+        self._floods.charge(floods.PING, self.now)
+        if self._pong is None and not self._marked:
+            self._wake()
+        self._pong = payload
+
+    def _on_pong(self, payload: bytes) -> None:
+        if payload != self._ping:
+            return  # an answer to an older PING
+        self._ping = None
+        self._rtts = [*self._rtts[1 - _RTT_SAMPLES :], self.now - self._pinged]
+        self.min_rtt = min(self._rtts)
+
+    def _on_goaway(self, payload: bytes) -> None:
+        _, code, text = wire.unpack_goaway(payload)
+        self.going_away = True
+        self.owner.on_goaway(code, text)
+
+    def _on_expose(self, payload: bytes) -> None:
+        if self.dialer:
+            raise ProtocolError(Code.PROTOCOL, "EXPOSE from a relay")
+        self._floods.charge(floods.EXPOSE, self.now)
+        self.owner.on_expose(wire.unpack_json(payload, wire.Expose))
+
+    def _on_exposed(self, payload: bytes) -> None:
+        if not self.dialer:
+            raise ProtocolError(Code.PROTOCOL, "EXPOSED from a client")
+        self.owner.on_exposed(wire.unpack_json(payload, wire.Exposed))
+
+    def _stray(self, number: int) -> None:
+        """A frame for a stream that is not there; the three that may come late never get here."""
+        if not number:
+            raise ProtocolError(Code.PROTOCOL, "DATA with stream id 0")
+        was = "is over" if self._was_open(number) else "was never opened"
+        raise ProtocolError(Code.STREAM_STATE, f"a frame for stream {number}, which {was}")
+
+    def _empty(self, number: int) -> None:
+        stream = self.streams[number]
+        if stream.recv not in (Recv.OPEN, Recv.DRAIN):
+            raise ProtocolError(Code.STREAM_STATE, f"stream {number}: DATA while {stream.recv.value}")
+        self._floods.charge(floods.EMPTY, self.now)
+
+    # --- ids -----------------------------------------------------------------------------------------------------------
+
+    def _is_theirs(self, number: int) -> bool:
+        return (number % 2 == 0) is self.dialer
+
+    def _was_open(self, number: int) -> bool:
+        return number <= self._highest if self._is_theirs(number) else number < self._next_id
+
+    def _new(self, number: int, *, opener: bool) -> Stream:
+        wanted = first_window(len(self.streams) + 1)
+        window = wire.WINDOW_FLOOR + self.pool.take(wanted - wire.WINDOW_FLOOR)
+        stream = Stream(self, number, window, opener=opener)
+        self.streams[number] = stream
+        return stream

@@ -1,0 +1,152 @@
+"""A stream that somebody opened gets its target: resolve, connect, join (protocol.md sections 6.3 and 9.1).
+
+Dialling is the one task between a tunnel and a socket, and it is over before the first byte is written to the target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from fastrelay.config import Target
+from fastrelay.errors import Code
+from fastrelay.mux.stream import Stream
+from fastrelay.net.edge import LINGER_RESET, Edge
+from fastrelay.net.link import Link
+from fastrelay.net.runtime import Runtime
+from fastrelay.wire import DIAL_TIME
+
+_CACHE_TIME = 30.0
+Address = tuple[int, Any]  # family, sockaddr
+
+
+class Resolver:
+    """Names to addresses, kept for 30 s: a thread for every visitor would cost more than the dial. The one that worked last is first."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._known: dict[Target, tuple[float, list[Address]]] = {}
+
+    async def addresses(self, target: Target) -> list[Address]:
+        """Raises OSError when the name cannot be resolved."""
+        if target.path:
+            return [(socket.AF_UNIX, target.path)]
+        known = self._known.get(target)
+        if known is not None and known[0] > self._loop.time():
+            return known[1]
+        found = await self._loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        addresses: list[Address] = [(family, address) for family, _, _, _, address in found]
+        self._known[target] = (self._loop.time() + _CACHE_TIME, addresses)
+        return addresses
+
+    def worked(self, target: Target, address: Address) -> None:
+        known = self._known.get(target)
+        if known is not None and known[1][0] != address:
+            self._known[target] = (known[0], sorted(known[1], key=lambda one: one != address))
+
+
+class Dial:
+    """The outlet of a stream whose target is not there yet. It keeps early data, and cancels when the stream is reset.
+
+    `done(stream, code, error)` is called once: with NO_ERROR when the target is joined, with CANCEL when the stream went first.
+    """
+
+    __slots__ = ("_done", "_early", "_fin", "_link", "_resolver", "_runtime", "_stream", "_target", "_task")
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        resolver: Resolver,
+        link: Link,
+        stream: Stream,
+        target: Target,
+        done: Callable[[Code, OSError | None], None],
+    ) -> None:
+        self._runtime = runtime
+        self._resolver = resolver
+        self._link = link
+        self._stream = stream
+        self._target = target
+        self._done = done
+        self._early = bytearray()
+        self._fin = False
+        stream.attach(self)
+        self._task = runtime.spawn(runtime.loop.create_task(self._dial()))
+
+    def deliver(self, piece: memoryview) -> None:
+        self._early += piece
+        self._stream.queued = len(self._early)
+
+    def on_fin(self) -> None:
+        self._fin = True
+
+    def on_reset(self, code: Code) -> None:
+        self._stream.detach()
+        self._task.cancel()
+
+    def on_lost(self) -> None:
+        self._task.cancel()
+
+    def on_stop(self) -> None:
+        """Cannot come before ACCEPT."""
+
+    def on_room(self) -> None:
+        """There is nothing to send yet."""
+
+    async def _dial(self) -> None:
+        error: OSError | None = None
+        code = Code.CANCEL
+        try:
+            async with asyncio.timeout(DIAL_TIME):
+                edge = await self._connect()
+            self._join(edge)
+            code = Code.NO_ERROR
+        except TimeoutError as failure:
+            code, error = Code.DIAL_TIMEOUT, failure
+        except ConnectionRefusedError as failure:
+            code, error = Code.REFUSED, failure
+        except OSError as failure:
+            full = failure.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+            code, error = Code.LIMIT if full else Code.UNREACHABLE, failure
+        finally:
+            if code not in (Code.NO_ERROR, Code.CANCEL):
+                self._stream.reset(code)
+            self._done(code, error)
+
+    async def _connect(self) -> Edge:
+        """Try one address after the other; raises the last one's OSError."""
+        last: OSError = OSError(errno.EHOSTUNREACH, "no address")
+        for address in await self._resolver.addresses(self._target):
+            sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                if address[0] != socket.AF_UNIX:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+                await self._runtime.loop.sock_connect(sock, address[1])
+            except OSError as error:
+                sock.close()
+                last = error
+                continue
+            except BaseException:
+                sock.close()
+                raise
+            self._resolver.worked(self._target, address)
+            _, edge = await self._runtime.loop.connect_accepted_socket(lambda: Edge(self._runtime), sock)
+            return edge
+        raise last
+
+    def _join(self, edge: Edge) -> None:
+        stream = self._stream
+        if stream.outlet is not self:  # reset while the last step was under way
+            edge.refuse()
+            return
+        stream.accept()
+        edge.join(stream, self._link)
+        if self._early:
+            stream.queued = 0
+            edge.deliver(memoryview(self._early))
+            stream.drained()
+        if self._fin:
+            edge.on_fin()

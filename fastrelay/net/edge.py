@@ -1,0 +1,351 @@
+"""One local connection, of a visitor or to a target, joined with one stream (protocol.md section 9).
+
+The nine wires:
+
+    the socket                     the stream           the stream          the socket
+    get_buffer, buffer_updated     room, seal           deliver             write, the rest is kept
+    eof_received                   fin                  on_fin              write_eof, behind what is kept
+    connection_lost                reset                on_reset, on_lost   drain for a moment and RST; RST at once
+    on_hang_up                     reset                on_stop             throw input away
+    on_writable                    drained              on_room             resume_reading
+
+The transport only reads. Writing is done on the descriptor: what the socket does not take at once is copied, so no view outlives the read
+of the tunnel, and memory is exactly what is queued. SO_LINGER(1, 0) stands on the socket from the start and is lifted before an orderly
+close, so that an end which is not orderly, our own death included, is a RST.
+
+Invariant: one transport, one stream; the descriptor is used only between connection_made and connection_lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+import termios
+from typing import TYPE_CHECKING, cast
+
+from fastrelay.errors import Code
+from fastrelay.mux.session import SHARED_FRAME
+from fastrelay.wire import DISCARD_TIME, HEADER_SIZE, RESET_DRAIN, WINDOW_FLOOR
+
+if TYPE_CHECKING:
+    from fastrelay.mux.stream import Stream
+    from fastrelay.net.link import Link
+    from fastrelay.net.runtime import Runtime
+
+LINGER_RESET = struct.pack("ii", 1, 0)
+LINGER_OFF = struct.pack("ii", 0, 0)
+_POLL_FIRST = 0.001
+_POLL_MOST = 0.05
+
+
+class Edge(asyncio.BufferedProtocol):
+    """Made with the runtime; a subclass or the maker sets the stream with `join` from `on_connected`, or later."""
+
+    __slots__ = (
+        "_backlog",
+        "_discarding",
+        "_eof",
+        "_failed",
+        "_fd",
+        "_fin_due",
+        "_held",
+        "_runtime",
+        "_slab",
+        "_stash",
+        "_tcp",
+        "_timer",
+        "_transport",
+        "link",
+        "stream",
+    )
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._slab = runtime.edge_slab
+        self._fd = -1
+        self._backlog: bytearray | None = None  # taken from the tunnel, not yet by the socket
+        self._stash: bytes | None = None  # read from the socket, not yet allowed into the tunnel
+        self._eof = False  # the local side has ended its direction
+        self._fin_due = False  # the stream's direction has ended: write_eof when the backlog is gone
+        self._failed = False  # the socket is reset, but input that came before may still be there
+        self._discarding = False  # input is thrown away
+        self._held = False  # reading is paused
+        self._timer: asyncio.TimerHandle | None = None
+        self.stream: Stream | None = None
+
+    # --- asyncio -------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        sock = transport.get_extra_info("socket")
+        self._fd = sock.fileno()
+        self._tcp = sock.family != socket.AF_UNIX
+        self._runtime.edge_made()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        stream = self.stream
+        if stream is None or (room := stream.room()) <= 0:
+            # A read that came before the pause took effect, or whose bytes nobody wants.
+            return self._slab[HEADER_SIZE : HEADER_SIZE + WINDOW_FLOOR]
+        if room > WINDOW_FLOOR and self.link.blocked:
+            room = WINDOW_FLOOR
+        return self._slab[HEADER_SIZE : HEADER_SIZE + room]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        stream = self.stream
+        if self._discarding:
+            return
+        if stream is None or nbytes > stream.room():
+            self._stash = bytes(self._slab[HEADER_SIZE : HEADER_SIZE + nbytes])
+            self._hold()
+            return
+        link = self.link
+        link.write(stream.seal(self._slab, nbytes))
+        if stream.sent >= stream.send_limit:
+            self._hold()
+        elif link.blocked:
+            self._hold()
+            link.waiting.append(self)
+        elif nbytes >= SHARED_FRAME and not stream.session.alone:
+            # libuv reads on while the buffer fills: in company a stream gets one frame, then the others have their turn.
+            self._hold()
+            link.yielded(self)
+
+    def eof_received(self) -> bool:
+        if not self._eof:
+            self._eof = True
+            self._input_over()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._runtime.watch.remove(self._fd)
+        self._fd = -1
+        self._backlog = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.detach()
+            stream.reset(Code.CONNECTION_RESET)
+        self._runtime.edge_gone()
+
+    # --- joining -------------------------------------------------------------------------------------------------------
+
+    def join(self, stream: Stream, link: Link) -> None:
+        """Connect the two directions. What was read before goes first."""
+        self.stream = stream
+        self.link = link
+        stream.attach(self)
+        self.on_room()
+
+    def refuse(self) -> None:
+        """There is nobody to join: reset the connection."""
+        self._abort()
+
+    # --- from the stream -----------------------------------------------------------------------------------------------
+
+    def deliver(self, piece: memoryview) -> None:
+        backlog = self._backlog
+        if backlog is None:
+            try:
+                done = os.write(self._fd, piece)
+            except BlockingIOError:
+                done = 0
+            except OSError:
+                self._fail()
+                return
+            if done == len(piece):
+                return
+            self._backlog = backlog = bytearray(piece[done:])
+            self._runtime.watch.add(self._fd, self)
+        else:
+            backlog += piece
+        if self.stream is not None:
+            self.stream.queued = len(backlog)
+
+    def on_fin(self) -> None:
+        self._fin_due = True
+        if self._backlog is None:
+            self._output_over()
+
+    def on_reset(self, code: Code) -> None:
+        self.stream = None
+        self._discard()
+        self._fin_due = False
+        self._drain(self._runtime.loop.time() + RESET_DRAIN, _POLL_FIRST)
+
+    def on_lost(self) -> None:
+        self.stream = None
+        self._abort()
+
+    def on_stop(self) -> None:
+        self._discard()
+        self._later(DISCARD_TIME, self._give_up)
+
+    def on_room(self) -> None:
+        """There is credit, or the tunnel can take more: send what waits, and read on."""
+        stream = self.stream
+        if stream is None or self._fd < 0:
+            return
+        stash = self._stash
+        if stash is not None:
+            self._stash = None
+            while stash and (room := min(stream.room(), len(stash))) > 0:
+                self._slab[HEADER_SIZE : HEADER_SIZE + room] = stash[:room]
+                self.link.write(stream.seal(self._slab, room))
+                stash = stash[room:]
+            if stash:
+                self._stash = stash
+                self._hold()
+                return
+            if self._eof:
+                self._input_over()
+                return
+        if self._held and stream.room() > 0:
+            if self.link.blocked:
+                self.link.waiting.append(self)
+                return
+            self._held = False
+            if not self._eof:
+                self._transport.resume_reading()
+
+    # --- from the watch ------------------------------------------------------------------------------------------------
+
+    def on_writable(self) -> None:
+        backlog = self._backlog
+        if backlog is None or self._fd < 0:
+            return
+        try:
+            done = os.write(self._fd, backlog)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._fail()
+            return
+        if done == len(backlog):
+            self._backlog = None
+        else:
+            del backlog[:done]
+        stream = self.stream
+        if stream is not None:
+            stream.queued = len(backlog) if self._backlog is not None else 0
+            stream.drained()
+        if self._backlog is None and self._fin_due:
+            self._output_over()
+
+    def on_hang_up(self, reset: bool, both: bool) -> None:
+        # A unix socket is shut in both directions as soon as its peer has closed, TCP only after a reset or our own end.
+        if reset or (both and self._tcp and not self._eof and not self._fin_due):
+            self._fail()
+
+    # --- ends ----------------------------------------------------------------------------------------------------------
+
+    def _input_over(self) -> None:
+        """The local side has ended its direction; so does ours, behind what is still stashed."""
+        stream = self.stream
+        if stream is None or self._stash is not None:
+            return
+        if self._failed:
+            self._give_up()
+            return
+        stream.fin()
+        if self._fin_due and self._backlog is None:
+            self._close()
+        else:
+            self._runtime.watch.add(self._fd, self)  # a RST after EOF is not told by the loop
+
+    def _output_over(self) -> None:
+        """Everything was written and the stream's direction has ended."""
+        if self._eof and self._stash is None:
+            self._close()
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._fail()
+
+    def _fail(self) -> None:
+        """The socket is reset. Input that came before the reset is still sent, as far as credit allows, for a moment."""
+        if self._failed or self._fd < 0:
+            return
+        self._failed = True
+        self._backlog = None
+        stream = self.stream
+        if stream is None or self._eof or self._discarding:
+            self._give_up()
+            return
+        stream.queued = 0
+        stream.deliver = self._drop
+        self._later(RESET_DRAIN, self._give_up)
+
+    def _give_up(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.detach()
+            stream.reset(Code.CONNECTION_RESET)
+        self._abort()
+
+    def _drop(self, piece: memoryview) -> None:
+        """Where data goes whose socket is dead."""
+
+    def _discard(self) -> None:
+        """From now on input is read and thrown away, so that the other side can go on to read."""
+        self._discarding = True
+        self._stash = None
+        if self._held and not self._eof:
+            self._held = False
+            self._transport.resume_reading()
+
+    def _drain(self, deadline: float, pause: float) -> None:
+        """Wait until the peer has acknowledged what was delivered, then reset (protocol.md 9.2)."""
+        if self._fd < 0:
+            return
+        if self._runtime.loop.time() >= deadline or (self._backlog is None and not _unacknowledged(self._fd)):
+            self._abort()
+            return
+        self._later(pause, lambda: self._drain(deadline, min(pause * 2, _POLL_MOST)))
+
+    def _later(self, delay: float, what: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._runtime.loop.call_later(delay, what)  # type: ignore[arg-type]
+
+    def _hold(self) -> None:
+        if not self._held and not self._eof:
+            self._held = True
+            self._transport.pause_reading()
+            self._runtime.watch.add(self._fd, self)
+
+    def _close(self) -> None:
+        """Both directions have ended: an orderly close."""
+        self._linger(LINGER_OFF)
+        if self.stream is not None:
+            self.stream.detach()
+            self.stream = None
+        self._transport.close()
+
+    def _abort(self) -> None:
+        """Reset the connection: the peer must see that the end is not orderly."""
+        self._discarding = True
+        self._backlog = None
+        if self._fd >= 0:
+            self._linger(LINGER_RESET)
+            self._transport.abort()
+
+    def _linger(self, option: bytes) -> None:
+        try:
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+        except OSError:
+            pass  # a unix socket, or a connection that is already gone
+
+
+def _unacknowledged(fd: int) -> int:
+    """Bytes in the socket's send queue."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), "little")
+    except OSError:
+        return 0

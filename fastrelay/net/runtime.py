@@ -1,0 +1,91 @@
+"""What all connections of one event loop share: the slabs they read into, the watch, the memory pool and the budget of descriptors.
+
+Reads are synchronous (get_buffer, read, buffer_updated), so one slab serves every connection: an idle one needs no buffer at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from collections.abc import Callable
+
+from fastrelay.errors import StartError
+from fastrelay.mux.credit import process_pool
+from fastrelay.net.watch import Watch
+from fastrelay.wire import HEADER_SIZE, MAX_DATA
+
+RESERVED_FDS = 64
+"""Descriptors kept for tunnels, listeners, files and the loop itself."""
+SMALLEST_LIMIT = 128
+
+
+class Runtime:
+    """Made on a running loop. `on_room` is called when descriptors are free again after `full` was true."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.watch = Watch(self.loop)
+        self.pool = process_pool()
+        self.tunnel_slab = memoryview(bytearray(MAX_DATA))
+        self.edge_slab = memoryview(bytearray(HEADER_SIZE + MAX_DATA))
+        self.edges = 0
+        self.budget = fd_limit() - RESERVED_FDS
+        self.on_full: Callable[[], None] = lambda: None
+        self.on_room: Callable[[], None] = lambda: None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def full(self) -> bool:
+        return self.edges >= self.budget
+
+    def edge_made(self) -> None:
+        self.edges += 1
+        if self.edges == self.budget:
+            self.on_full()
+
+    def edge_gone(self) -> None:
+        self.edges -= 1
+        if self.edges == self.budget - 1:
+            self.on_room()
+
+    def spawn(self, work: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Keep a task alive until it is done. Its exceptions are for the loop's handler: tasks at the rim catch what they expect."""
+        self._tasks.add(work)
+        work.add_done_callback(self._done)
+        return work
+
+    def _done(self, work: asyncio.Task[None]) -> None:
+        self._tasks.discard(work)
+        if not work.cancelled() and (error := work.exception()) is not None:
+            self.loop.call_exception_handler({"message": "a task failed", "exception": error, "task": work})
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.watch.close()
+
+
+def fd_limit() -> int:
+    """Raise the soft limit of descriptors to the hard one, as servers do, and return it.
+
+    Raises StartError when there are too few to work with.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass
+    if soft == resource.RLIM_INFINITY:
+        soft = 1 << 20
+    if soft < SMALLEST_LIMIT:
+        raise StartError(
+            f"This process may open {soft} files, at least {SMALLEST_LIMIT} are needed; raise the limit with `ulimit -n 4096`."
+        )
+    # What is open already cannot be given to visitors.
+    return (
+        min(soft, 1 << 20) - len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else min(soft, 1 << 20)
+    )

@@ -1,0 +1,213 @@
+"""TLS for tunnels: contexts, the relay's certificate, pins (protocol.md sections 2, 4.1 and 4.3).
+
+`cryptography` reads and makes certificates; it is imported where it is used, for it is slow to load and most runs of a client without a
+pin do without it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hmac
+import os
+import ssl
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from fastrelay import wire
+from fastrelay.errors import StartError
+
+_LIFE: Final = datetime.timedelta(days=3653)  # ten years: clients hold the pin and do not look at dates
+_BACKDATE: Final = datetime.timedelta(days=1)  # a client's clock may be behind
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A relay's certificate and key: PEM files and what clients know them by.
+
+    `fingerprint` is the SHA-256 of the leaf certificate (the binding of section 4.1), `pin` that of its public key; 32 bytes each.
+    """
+
+    cert_path: Path
+    key_path: Path
+    fingerprint: bytes
+    pin: bytes
+    self_signed: bool
+
+
+# --- the relay's certificate -------------------------------------------------------------------------------------------
+
+
+def make_identity(cert_path: Path, key_path: Path) -> None:
+    """Write a new self-signed P-256 certificate and its key as PEM, the key for its owner only. Raises StartError.
+
+    The certificate comes last, so where it exists the key does too.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fastrelay relay")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + _LIFE)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    for path, data, mode in ((key_path, private, 0o600), (cert_path, certificate.public_bytes(pem), 0o644)):
+        try:
+            _write(path, data, mode)
+        except OSError as error:
+            raise StartError(
+                f"The relay's certificate cannot be written to {path}, because the system says {error.strerror or error}: "
+                "make room or give this user the right to write there."
+            ) from error
+
+
+def load_identity(cert_path: Path, key_path: Path) -> Identity:
+    """The identity in two PEM files; of a chain the first certificate counts. Raises StartError when they cannot serve."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    raw = _read("certificate", cert_path)
+    _read("key", key_path)
+    try:
+        leaf = x509.load_pem_x509_certificates(raw)[0]
+        der = leaf.public_bytes(Encoding.DER)
+        pin = pin_of(der)
+    except ValueError:
+        raise StartError(
+            f"The file {cert_path} holds no certificate that can be read: give --cert a file in PEM form, "
+            "with -----BEGIN CERTIFICATE----- in it."
+        ) from None
+    _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert_path, key_path)
+    return Identity(cert_path, key_path, sha256(der).digest(), pin, leaf.issuer == leaf.subject)
+
+
+# --- pins --------------------------------------------------------------------------------------------------------------
+
+
+def pin_of(der: bytes) -> bytes:
+    """The SHA-256 of a certificate's SubjectPublicKeyInfo (DER), 32 bytes. Raises ValueError for what is no certificate."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    try:
+        key = x509.load_der_x509_certificate(der).public_key()
+    except UnsupportedAlgorithm as error:
+        raise ValueError(f"the certificate has a public key of an unknown kind: {error}") from None
+    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+def pin_fits(der: bytes, pins: tuple[bytes, ...]) -> bool:
+    """Whether the certificate that a relay showed has the public key of one of the pins; any bytes may be asked about."""
+    try:
+        shown = pin_of(der)
+    except ValueError:
+        return False
+    return any(hmac.compare_digest(shown, pin) for pin in pins)
+
+
+# --- contexts ----------------------------------------------------------------------------------------------------------
+
+
+def server_context(identity: Identity) -> ssl.SSLContext:
+    """For the listener: TLS 1.3 only, without tickets. Raises StartError when the files have changed and cannot serve any more.
+
+    OpenSSL lets a client through that offers no ALPN or another: whoever accepts the tunnel checks `selected_alpn_protocol()`.
+    """
+    context = _for_tunnels(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    context.num_tickets = 0
+    _load_chain(context, identity.cert_path, identity.key_path)
+    return context
+
+
+def client_context(pinned: bool) -> ssl.SSLContext:
+    """For the dialer. With `pinned` nothing is verified here: the caller MUST ask `pin_fits` before it sends the first byte (section 4.1).
+
+    Without, the system's CAs and the host name decide.
+    """
+    context = _for_tunnels(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    if pinned:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_default_certs()
+    return context
+
+
+def _for_tunnels(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([wire.ALPN])
+    return context
+
+
+def _load_chain(context: ssl.SSLContext, cert_path: Path, key_path: Path) -> None:
+    """Raises StartError."""
+    encrypted: list[Path] = []
+
+    def no_password() -> str:
+        # Without this OpenSSL would ask on the terminal, and a service would hang there.
+        encrypted.append(key_path)
+        return ""
+
+    try:
+        context.load_cert_chain(cert_path, key_path, password=no_password)
+    except ssl.SSLError as error:
+        if encrypted:
+            why, instead = "it is encrypted and a relay has nobody to ask for the password", "without a password"
+        elif error.reason == "KEY_VALUES_MISMATCH":
+            why, instead = f"it does not belong to the certificate in {cert_path}", "that was made with the certificate"
+        else:
+            why, instead = (
+                f"OpenSSL says {error.reason or error}",
+                "in PEM form, with -----BEGIN PRIVATE KEY----- in it",
+            )
+        raise StartError(f"The key in {key_path} cannot be used, because {why}: give --key a file {instead}.") from None
+    except OSError as error:
+        raise _unreadable(f"The certificate {cert_path} or its key {key_path}", error) from error
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+def _read(what: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise StartError(f"There is no {what} file {path}: check the path given with --cert and --key.") from None
+    except OSError as error:
+        raise _unreadable(f"The {what} file {path}", error) from error
+
+
+def _unreadable(what: str, error: OSError) -> StartError:
+    return StartError(
+        f"{what} cannot be read, because the system says {error.strerror or error}: give this user the right to read it."
+    )
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Write a file whole or not at all; it has its mode from the start."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

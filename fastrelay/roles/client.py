@@ -1,0 +1,333 @@
+"""The client: keeps one tunnel to the relay up, exposes services, and dials the target for each stream that the relay opens.
+
+A stream's way: Session -> Client.on_open -> Dial -> Edge; from there on only Edge, Stream and Link are involved. What may be dialled is what
+this side's exposures say; the wire never names an address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import ssl
+from collections.abc import Callable
+from hashlib import sha256
+
+from fastrelay import __version__, log, wire
+from fastrelay.auth import ClientLogin, Token
+from fastrelay.config import ClientConfig, Exposure, Target, join_host
+from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError, Refused, StartError
+from fastrelay.mux.greeting import ClientGreeting
+from fastrelay.mux.session import Session
+from fastrelay.mux.stream import Stream
+from fastrelay.net.backoff import Backoff
+from fastrelay.net.changes import Changes
+from fastrelay.net.dial import Dial, Resolver
+from fastrelay.net.link import Core, Link
+from fastrelay.net.runtime import Runtime
+from fastrelay.net.tls import client_context, pin_fits
+from fastrelay.state import ClientState
+
+_CONNECT_TIME = 15.0
+_PROBE_TIME = 5.0
+_COMPLAIN_EVERY = 1.0
+_FINAL = (Code.UNAUTHORIZED, Code.NAME_TAKEN, Code.VERSION, Code.SUPERSEDED)
+"""Refusals that trying again does not change."""
+
+
+class Client:
+    """Made on a running loop; `run` returns when `stop` was called, or raises StartError when the relay refuses for good.
+
+    `reachable(exposure, host, port)` is called when an exposure can be reached by visitors, and again when its address has changed.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        state: ClientState,
+        reachable: Callable[[Exposure, str, int], None],
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.config = config
+        self.runtime = runtime or Runtime()
+        self._token = Token.parse(config.token)
+        self._state = state
+        self._reachable = reachable
+        self._addresses: dict[int, tuple[str, int]] = {}  # exposure -> what visitors were told
+        self._resolver = Resolver(self.runtime.loop)
+        self._context = client_context(bool(self._token.pins)) if config.relay.tls else None
+        self._backoff = Backoff()
+        self._link: Link | None = None
+        self._session: Session | None = None
+        self._host = ""
+        self._dials = 0
+        self._once = False  # a session has stood: what failed since is transient until proved otherwise
+        self._over = asyncio.Event()  # the current link is gone
+        self._retry = asyncio.Event()
+        self._stopping = False
+        self._running: asyncio.Task[None] | None = None
+        self._fatal: Exception | None = None
+        self._lost: Exception | None = None
+        self._complaints: dict[str, tuple[float, int]] = {}
+
+    # --- life ----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        changes = Changes(self.runtime, self._changed)
+        self._running = asyncio.current_task()
+        try:
+            while True:
+                await self._connect()
+                if self._fatal is not None:
+                    raise self._fatal
+                if self._stopping:
+                    return
+                await self._wait()
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        finally:
+            changes.close()
+
+    def drain(self) -> None:
+        """Ask the relay for no more visitors; `run` returns when the last stream has ended."""
+        self._stopping = True
+        if self._session is not None:
+            self._session.goaway(Code.SHUTDOWN, "the client is going down")
+            self._idle_check()
+        elif self._running is not None:
+            self._running.cancel()  # nothing stands yet that could be drained
+
+    @property
+    def streams(self) -> int:
+        return 0 if self._session is None else len(self._session.streams)
+
+    async def close(self) -> None:
+        """End at once: what is left is reset."""
+        self._stopping = True
+        if self._link is not None:
+            self._link.abort(ConnectionAbortedError("the client has ended"))
+            await self._over.wait()
+        await self.runtime.close()
+        self._state.close()
+
+    def _changed(self) -> None:
+        """The machine woke up or its network changed: waiting is pointless, and the tunnel may be dead."""
+        self._retry.set()
+        if self._link is not None:
+            self._link.probe(_PROBE_TIME)
+
+    async def _connect(self) -> None:
+        """One try; returns when the connection has failed or its tunnel has ended."""
+        relay = self.config.relay
+        self._over.clear()
+        self._lost = None
+        try:
+            async with asyncio.timeout(_CONNECT_TIME):
+                await self.runtime.loop.create_connection(
+                    lambda: Link(self.runtime, self),
+                    relay.host,
+                    relay.port,
+                    ssl=self._context,
+                    server_hostname=relay.host if relay.tls else None,
+                    ssl_handshake_timeout=wire.HANDSHAKE_TIME if relay.tls else None,
+                    ssl_shutdown_timeout=wire.GOODBYE_TIME if relay.tls else None,
+                )
+        except (OSError, ssl.SSLError, TimeoutError) as error:
+            self._lost = error
+            self._link = None
+        else:
+            await self._over.wait()
+        self._verdict()
+
+    def _verdict(self) -> None:
+        """Is it worth trying again?"""
+        error = self._lost
+        if isinstance(error, ProtocolError) and error.code in _FINAL:
+            self._fatal = StartError(f"The relay {self.config.relay.url} refused: {error.text}.")
+        elif not self._once and (isinstance(error, PinError) or isinstance(error, ssl.SSLCertVerificationError)):
+            self._fatal = StartError(self._explain(error))
+
+    async def _wait(self) -> None:
+        self._backoff.failed()
+        delay = self._backoff.wait(random.random())  # noqa: S311 - jitter, not a secret
+        log.warning(
+            "tunnel.retry",
+            f"{self._explain(self._lost)} Retry {self._backoff.failures} in {delay:.1f} s.",
+            retry=self._backoff.failures,
+            seconds=round(delay, 1),
+        )
+        self._retry.clear()
+        try:
+            await asyncio.wait_for(self._retry.wait(), delay)
+        except TimeoutError:
+            pass
+
+    # --- the tunnel ----------------------------------------------------------------------------------------------------
+
+    def on_connected(self, link: Link) -> Core:
+        """Nothing is sent before the certificate is known to be the relay's (protocol.md 4.1)."""
+        self._link = link
+        certificate = link.certificate()
+        binding = None
+        if certificate is not None:
+            binding = sha256(certificate).digest()
+            if self._token.pins and not pin_fits(certificate, self._token.pins):
+                raise PinError
+        login = ClientLogin(
+            self._token,
+            self.config.name,
+            self._state.instance,
+            binding,
+            secrets.token_bytes(32),
+            wire.Settings(),
+            f"fastrelay/{__version__}",
+        )
+        greeting = ClientGreeting(link.decoder, login, link.write, self._begin)
+        greeting.start()
+        return greeting
+
+    def _begin(self, welcome: wire.Welcome, theirs: wire.Settings) -> None:
+        assert self._link is not None
+        self._host = welcome.host or self.config.relay.host
+        self._session = self._link.begin(self, dialer=True, ours=wire.Settings(), theirs=theirs)
+        self._backoff.succeeded()
+        self._once = True
+        url = self.config.relay.url
+        log.info("tunnel.up", f"Connected to {url} as {self.config.name}.", relay=url, name=self.config.name)
+        for number, exposure in enumerate(self.config.exposures, 1):
+            wanted = exposure.port
+            self._session.expose(wire.Expose(service=number, name=exposure.name, port=wanted))
+        if self._stopping:
+            self.drain()
+
+    def on_closed(self, link: Link, error: Exception | None) -> None:
+        if isinstance(error, ProtocolError) and not isinstance(error, Refused) and link.first_bytes[:1] == b"\x15":
+            error = ConnectionAbortedError("it speaks TLS, and this client does not; use tls:// for it")
+        self._lost = error
+        self._link = None
+        self._session = None
+        self._over.set()
+
+    # --- the session ---------------------------------------------------------------------------------------------------
+
+    def on_open(self, stream: Stream, request: wire.Open) -> None:
+        link = self._link
+        if not 0 < request.service <= len(self.config.exposures) or link is None:
+            stream.reset(Code.NO_SERVICE)
+            return
+        if self._dials >= wire.MAX_DIALS or self.runtime.full:
+            stream.reset(Code.LIMIT)
+            self._complain(
+                "limit", "client.full", "Too many connections at once: new visitors are reset. Raise `ulimit -n`."
+            )
+            return
+        self._dials += 1
+        target = self.config.exposures[request.service - 1].target
+        Dial(
+            self.runtime,
+            self._resolver,
+            link,
+            stream,
+            target,
+            lambda code, error: self._dialled(target, request.visitor, code, error),
+        )
+
+    def _dialled(self, target: Target, visitor: str, code: Code, error: OSError | None) -> None:
+        self._dials -= 1
+        if code in (Code.NO_ERROR, Code.CANCEL):
+            return
+        what = {
+            Code.REFUSED: "refused the connection",
+            Code.DIAL_TIMEOUT: f"did not answer within {wire.DIAL_TIME} s",
+            Code.LIMIT: "could not be connected, this process or machine has no room for another connection",
+        }.get(code, f"cannot be reached ({(error.strerror if error else '') or error})")
+        hint = " Is the service running?" if code is Code.REFUSED else ""
+        self._complain(
+            str(target),
+            "target.failed",
+            f"{target} {what} (visitor {visitor}).{hint} The tunnel stays up.",
+            target=str(target),
+            visitor=visitor,
+        )
+
+    def on_expose(self, request: wire.Expose) -> None:
+        """Only a relay gets these; the session refuses them here."""
+
+    def on_exposed(self, answer: wire.Exposed) -> None:
+        if not 0 < answer.service <= len(self.config.exposures):
+            return
+        exposure = self.config.exposures[answer.service - 1]
+        if not answer.port:
+            text = f"The relay does not expose {exposure.name}: {wire.text(answer.text.encode())}."
+            if answer.service not in self._addresses:
+                self._fatal = StartError(text)
+                self._stopping = True
+                assert self._link is not None
+                self._link.abort(ConnectionAbortedError("refused"))
+            else:
+                log.error("service.refused", text, service=exposure.name, error=answer.error)
+            return
+        where = (self._host, answer.port)
+        log.info(
+            "tunnel.ready",
+            f"{exposure.target} is reachable at {join_host(*where)}.",
+            service=exposure.name,
+            public=f"tcp://{join_host(*where)}",
+            local=str(exposure.target),
+        )
+        if self._addresses.get(answer.service) != where:
+            self._addresses[answer.service] = where
+            self._reachable(exposure, *where)
+
+    def on_goaway(self, code: Code, text: str) -> None:
+        if code is not Code.SHUTDOWN:
+            assert self._link is not None
+            self._link.abort(ProtocolError(code, text))
+
+    def on_idle(self) -> None:
+        if self._stopping:
+            self.runtime.loop.call_soon(self._idle_check)
+
+    def _idle_check(self) -> None:
+        if self._link is not None and not self.streams:
+            self._link.close()
+
+    # --- words ---------------------------------------------------------------------------------------------------------
+
+    def _explain(self, error: Exception | None) -> str:
+        url = self.config.relay.url
+        if isinstance(error, PinError):
+            return (
+                f"The certificate of {url} does not match the token, so nothing was sent: it is the wrong relay, one with a new state "
+                "directory, or somebody in between; get a new token with `fastrelay token show` on the relay."
+            )
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return (
+                f"The certificate of {url} is not trusted here ({error.verify_message}), so nothing was sent: use the token with a pin "
+                "that `fastrelay token show` prints on the relay."
+            )
+        if isinstance(error, ssl.SSLError):
+            return f"{url} does not speak TLS 1.3 as a relay does ({(error.reason or str(error)).replace('_', ' ').lower()})."
+        if self._once and (error is None or isinstance(error, ConnectionError)):
+            return f"The tunnel to {url} was lost."
+        if isinstance(error, FastrelayError):
+            return f"The tunnel to {url} has ended: {error}."
+        if isinstance(error, TimeoutError):
+            return f"{url} does not answer."
+        if isinstance(error, ConnectionRefusedError):
+            return f"{url} refuses connections: is the relay running there?"
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error or "the connection was closed")
+        return f"Cannot connect to {url}: {reason}."
+
+    def _complain(self, about: str, event: str, text: str, **fields: object) -> None:
+        """Log a warning, but not more than one a second about the same thing: visitors can repeat it at will."""
+        now = self.runtime.loop.time()
+        last, kept_back = self._complaints.get(about, (-_COMPLAIN_EVERY, 0))
+        if now - last < _COMPLAIN_EVERY:
+            self._complaints[about] = (last, kept_back + 1)
+            return
+        if kept_back:
+            text += f" ({kept_back} more like this.)"
+        self._complaints[about] = (now, 0)
+        log.warning(event, text, **fields)

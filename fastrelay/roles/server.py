@@ -1,0 +1,392 @@
+"""The relay: clients dial in and expose services, visitors come to public ports, and each visitor becomes a stream.
+
+A visitor's way: VisitorDoor -> Visitor (an Edge) -> Served.visit -> Session.open; from there on only Edge, Stream and Link are involved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+import ssl
+import time
+
+from fastrelay import __version__, log, wire
+from fastrelay.auth import RelayLogin
+from fastrelay.config import NAME, ServerConfig, join_host
+from fastrelay.errors import Code, ProtocolError, StartError
+from fastrelay.mux.greeting import RelayGreeting
+from fastrelay.mux.session import Session
+from fastrelay.mux.stream import NOTHING, Stream
+from fastrelay.net.edge import Edge
+from fastrelay.net.link import Core, Link, address
+from fastrelay.net.listen import TunnelDoor, VisitorDoor, listen
+from fastrelay.net.runtime import Runtime
+from fastrelay.net.tls import Identity, load_identity, make_identity, server_context
+from fastrelay.roles.registry import Registry
+from fastrelay.state import ServerState
+
+_SAVE_AFTER = 0.2
+_SEEN_EVERY = 3600.0
+
+
+class Server:
+    """Made on a running loop; `start` listens. Raises StartError when it cannot."""
+
+    def __init__(self, config: ServerConfig, state: ServerState) -> None:
+        self.config = config
+        self.runtime = Runtime()
+        self.runtime.on_full = self._full
+        self.runtime.on_room = self._room
+        self.settings = wire.Settings()
+        self.identity: Identity | None = None if config.plaintext else _identity(config, state)
+        self.registry = Registry(config.ports, state.reservations())
+        self._state = state
+        self._door: TunnelDoor | None = None
+        self._tunnels: dict[Link, Tunnel] = {}
+        self._saving: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._empty = asyncio.Event()
+
+    @property
+    def port(self) -> int:
+        """The port for tunnels."""
+        assert self._door is not None
+        return self._door.port
+
+    def token(self) -> str:
+        """The first token's text, "" if it is no longer kept."""
+        return first_token(self._state, self.identity)
+
+    # --- life ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        config = self.config
+        try:
+            sock = listen(config.bind_host, config.bind_port)
+        except OSError as error:
+            where = join_host(config.bind_host, config.bind_port)
+            raise StartError(f"Cannot listen on {where}: {_why(error)}. Choose another address with --bind.") from None
+        context = None if self.identity is None else server_context(self.identity)
+        self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), self._failed)
+        self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
+
+    async def drain(self) -> None:
+        """Accept nobody new, let streams end for up to DRAIN_TIME, then close."""
+        self._draining = True
+        if self._door is not None:
+            self._door.close()
+        for tunnel in list(self._tunnels.values()):
+            tunnel.withdraw()
+            tunnel.session.goaway(Code.SHUTDOWN, "the relay is going down")
+            tunnel.on_idle_check()
+        if self._tunnels:
+            try:
+                await asyncio.wait_for(self._empty.wait(), wire.DRAIN_TIME)
+            except TimeoutError:
+                log.warning("server.drained", f"Streams still open after {wire.DRAIN_TIME} s were reset.")
+
+    async def close(self) -> None:
+        """End at once: what is left is reset."""
+        self._draining = True
+        if self._door is not None and not self._empty.is_set():
+            self._door.close()
+        for link in list(self._tunnels):
+            link.abort(ConnectionAbortedError("the relay has ended"))
+        while self._tunnels:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # visitors' transports end one turn after their tunnel
+        self._save()
+        await self.runtime.close()
+        self._state.close()
+
+    # --- tunnels -------------------------------------------------------------------------------------------------------
+
+    def on_connected(self, link: Link) -> Core:
+        tls: ssl.SSLObject | None = link.transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != wire.ALPN:
+            raise ProtocolError(Code.PROTOCOL, f"it does not ask for the protocol {wire.ALPN}")
+        login = RelayLogin(
+            self._state.find,
+            self._state.seed,
+            None if self.identity is None else self.identity.fingerprint,
+            secrets.token_bytes(32),
+            self.settings,
+            f"fastrelay/{__version__}",
+        )
+        tunnel = Tunnel(self, link)
+        return RelayGreeting(link.decoder, login, link.write, tunnel.admit, tunnel.begin)
+
+    def on_closed(self, link: Link, error: Exception | None) -> None:
+        tunnel = self._tunnels.pop(link, None)
+        if tunnel is None:
+            if not self._draining:
+                self._failed(link.peer, error, link.first_bytes)
+            return
+        tunnel.gone(error)
+        self.save_soon()
+        if self._draining and not self._tunnels:
+            self._empty.set()
+
+    def admitted(self, link: Link, tunnel: Tunnel) -> None:
+        self._tunnels[link] = tunnel
+        self.save_soon()
+
+    def _failed(self, peer: object, error: Exception | None, first: bytes = b"") -> None:
+        """A connection to the tunnel port that did not become a session: one line, whatever it was."""
+        who = address(peer) if isinstance(peer, tuple) else str(peer)
+        log.warning("client.refused", f"Refused {who}: {_explain(error, first)}.", client=who)
+
+    # --- descriptors ---------------------------------------------------------------------------------------------------
+
+    def _full(self) -> None:
+        log.warning(
+            "server.full",
+            f"{self.runtime.edges} visitors are connected, as many as this process may have files open: "
+            "new ones wait until others leave. Raise the limit with `ulimit -n`.",
+        )
+        for tunnel in self._tunnels.values():
+            for service in tunnel.services.values():
+                service.door.pause()
+
+    def _room(self) -> None:
+        for tunnel in self._tunnels.values():
+            for service in tunnel.services.values():
+                service.door.open()
+
+    # --- reservations --------------------------------------------------------------------------------------------------
+
+    def save_soon(self) -> None:
+        """Many changes, one write."""
+        if self._saving is None:
+            self._saving = self.runtime.loop.call_later(_SAVE_AFTER, self._save)
+
+    def _save(self) -> None:
+        if self._saving is not None:
+            self._saving.cancel()
+            self._saving = None
+        try:
+            self._state.save_reservations(self.registry.reservations(time.time()))
+        except OSError as error:
+            log.error(
+                "state.not_saved", f"Reservations were not saved ({_why(error)}): a restart would forget the newest."
+            )
+
+    def _still_here(self) -> None:
+        self.save_soon()
+        self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
+
+
+class Service:
+    """One public port of a client."""
+
+    __slots__ = ("door", "name", "number", "tunnel")
+
+    def __init__(self, tunnel: Tunnel, number: int, name: str, door: VisitorDoor) -> None:
+        self.tunnel = tunnel
+        self.number = number
+        self.name = name
+        self.door = door
+
+
+class Visitor(Edge):
+    """The connection of a visitor: joined with a stream as soon as it is made."""
+
+    __slots__ = ("_service",)
+
+    def __init__(self, runtime: Runtime, service: Service) -> None:
+        super().__init__(runtime)
+        self._service = service
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        service = self._service
+        tunnel = service.tunnel
+        stream = tunnel.session.open(NOTHING, service.number, address(transport.get_extra_info("peername")))
+        if stream is None:
+            self.refuse()
+        else:
+            self.join(stream, tunnel.link)
+
+
+class Tunnel:
+    """One client that is here: the owner of its session."""
+
+    session: Session
+
+    def __init__(self, server: Server, link: Link) -> None:
+        self._server = server
+        self.link = link
+        self.name = ""
+        self.services: dict[int, Service] = {}
+        self._theirs = wire.Settings()
+
+    # --- the greeting --------------------------------------------------------------------------------------------------
+
+    def admit(self, auth: wire.Auth, theirs: wire.Settings) -> tuple[str, str]:
+        server = self._server
+        if server._draining:
+            raise ProtocolError(Code.SHUTDOWN, "the relay is going down")
+        old = server.registry.claim(auth.name, auth.instance, self, time.time())
+        self.name = auth.name
+        self._theirs = theirs
+        if isinstance(old, Tunnel):
+            old.supersede()
+        return secrets.token_urlsafe(6), server.config.advertise
+
+    def begin(self) -> None:
+        link = self.link
+        self.session = link.begin(self, dialer=False, ours=self._server.settings, theirs=self._theirs)
+        self._server.admitted(link, self)
+        log.info(
+            "client.connected", f"Client {self.name} connected from {link.peer}.", name=self.name, client=link.peer
+        )
+
+    # --- the session ---------------------------------------------------------------------------------------------------
+
+    def on_open(self, stream: Stream, request: wire.Open) -> None:
+        stream.reset(Code.NO_SERVICE)  # a relay serves nothing itself
+
+    def on_expose(self, request: wire.Expose) -> None:
+        answer = self._expose(request)
+        self.session.exposed(answer)
+        if answer.port:
+            log.info(
+                "service.ready",
+                f"Visitors of port {answer.port} reach {request.name} of {self.name}.",
+                name=self.name,
+                service=request.name,
+                port=answer.port,
+            )
+        else:
+            log.warning(
+                "service.refused",
+                f"Refused {request.name} of {self.name}: {answer.text}.",
+                name=self.name,
+                service=request.name,
+                error=answer.error,
+            )
+
+    def on_exposed(self, answer: wire.Exposed) -> None:
+        """Only a client gets these; the session refuses them here."""
+
+    def on_goaway(self, code: Code, text: str) -> None:
+        self.withdraw()
+        if code is Code.SHUTDOWN:
+            self.on_idle_check()
+        else:
+            self.link.abort(ProtocolError(code, text))
+
+    def on_idle(self) -> None:
+        if self.session.going_away:
+            self._server.runtime.loop.call_soon(self.on_idle_check)
+
+    def on_idle_check(self) -> None:
+        """Going away, and the last stream is gone: close the tunnel."""
+        if not self.session.streams:
+            self.link.close()
+
+    # --- services ------------------------------------------------------------------------------------------------------
+
+    def _expose(self, request: wire.Expose) -> wire.Exposed:
+        def refused(error: str, text: str) -> wire.Exposed:
+            return wire.Exposed(service=request.service, error=error, text=text)
+
+        if not (NAME.fullmatch(request.name) and 0 < request.service < 1 << 32 and request.kind == "tcp"):
+            return refused("bad-request", "the request has a name, number or kind that cannot be")
+        if request.service in self.services or not 0 <= request.port <= 65535:
+            return refused("bad-request", "the request repeats a number, or asks for a port that cannot be")
+        if any(service.name == request.name for service in self.services.values()):
+            return refused("name-taken", f"this client already exposes a service {request.name!r}")
+        if len(self.services) >= wire.MAX_SERVICES:
+            return refused("limit", f"a client may expose {wire.MAX_SERVICES} services")
+        server = self._server
+        offer = server.registry.offer(self.name, request.name, request.port, time.time())
+        if not offer.ports:
+            return refused(offer.error, offer.text)
+        for port in offer.ports:
+            try:
+                sock = listen(server.config.bind_host, port)
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    return refused("port-taken", f"port {port} cannot be opened: {_why(error)}")
+                continue
+            server.registry.grant(self.name, request.name, port)
+            server.save_soon()
+            service: Service
+            door = VisitorDoor(server.runtime, sock, lambda: Visitor(server.runtime, service))
+            service = Service(self, request.service, request.name, door)
+            self.services[request.service] = service
+            if not server.runtime.full:
+                door.open()
+            return wire.Exposed(service=request.service, port=port)
+        if request.port:
+            return refused("port-taken", f"port {request.port} is in use by another program on the relay")
+        return refused("no-port", f"all ports of {server.config.ports} are in use")
+
+    def withdraw(self) -> None:
+        """Public ports are closed: visitors are refused from now on."""
+        for service in self.services.values():
+            service.door.close()
+        self.services.clear()
+
+    # --- ends ----------------------------------------------------------------------------------------------------------
+
+    def supersede(self) -> None:
+        """A newer session of the same client is here: its ports must be free before that one asks for them."""
+        self.withdraw()
+        self.link.goodbye(ProtocolError(Code.SUPERSEDED, "a newer session of this client took over"))
+
+    def gone(self, error: Exception | None) -> None:
+        self.withdraw()
+        self._server.registry.release(self.name, self, time.time())
+        why = f": {_explain(error, b'')}" if error is not None else ""
+        log.info("client.gone", f"Client {self.name} is gone{why}.", name=self.name)
+
+
+def _identity(config: ServerConfig, state: ServerState) -> Identity:
+    if config.cert is not None and config.key is not None:
+        return load_identity(config.cert, config.key)
+    cert, key = state.identity_paths
+    if not cert.exists():
+        make_identity(cert, key)
+    return load_identity(cert, key)
+
+
+def first_token(state: ServerState, identity: Identity | None) -> str:
+    """The first token's text, "" if it is no longer kept. It carries the pin where no CA vouches for the relay."""
+    pin = identity.pin if identity is not None and identity.self_signed else None
+    try:
+        return state.token(pin).text()
+    except StartError:
+        return ""
+
+
+def _why(error: OSError) -> str:
+    return error.strerror.lower() if error.strerror else str(error)
+
+
+def _explain(error: Exception | None, first: bytes) -> str:
+    """Why a connection to the tunnel port ended, for people."""
+    if first[:1] == b"\x16":
+        return "it speaks TLS, and this relay's tunnels are plaintext; use tcp:// for it"
+    if first[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"CONN"):
+        return "it speaks HTTP; this port is for fastrelay clients"
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or "").replace("_", " ").lower()
+        if "http request" in reason:
+            return "it speaks HTTP; this port is for fastrelay clients, over TLS"
+        if any(word in reason for word in ("wrong version", "record layer", "packet length", "unexpected message")):
+            return "it does not speak TLS, which this port needs"
+        return f"the TLS handshake failed ({reason or error})"
+    if isinstance(error, ProtocolError):
+        return (
+            error.text
+            if error.code is not Code.PROTOCOL
+            else f"it does not speak the fastrelay protocol ({error.text})"
+        )
+    if isinstance(error, TimeoutError):
+        return f"the handshake took longer than {wire.HANDSHAKE_TIME} s"
+    if error is None or isinstance(error, ConnectionResetError):
+        return "the connection was closed"
+    return str(error) or type(error).__name__

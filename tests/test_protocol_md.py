@@ -1,0 +1,208 @@
+"""protocol.md is parsed here and held against the code: numbers, tables and vectors cannot drift apart.
+
+The vectors of the proof are in tests/test_auth.py.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from pathlib import Path
+
+import pytest
+
+from fastrelay import wire
+from fastrelay.errors import Code
+from fastrelay.mux import floods, session
+from fastrelay.mux.decoder import Decoder
+from fastrelay.mux.stream import RECV, SEND, Recv, Send
+from fastrelay.wire import Kind
+from tests.support.pair import Clock, Side
+
+TEXT = (Path(__file__).parent.parent / "protocol.md").read_text(encoding="utf-8")
+Row = list[str]
+
+
+def section(number: str) -> str:
+    """The text of one section, without those behind it."""
+    match = re.search(rf"^#+ {re.escape(number)}\.? .*?(?=^#|\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert match, f"protocol.md has no section {number}"
+    return match[0]
+
+
+def table(number: str, which: int = 0) -> tuple[Row, list[Row]]:
+    """Heads and rows of a table of a section."""
+    tables = re.findall(r"(?:^\|.*\|\n)+", section(number) + "\n", re.MULTILINE)
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in tables[which].splitlines()]
+    assert all(len(row) == len(rows[0]) for row in rows), f"section {number}: a row with too few or too many cells"
+    return rows[0], rows[2:]
+
+
+def test_kinds() -> None:
+    _, rows = table("3.2")
+    assert {name: int(kind, 16) for kind, name, *_ in rows} == {kind.name: int(kind) for kind in Kind}
+    for _, name, stream, payload, largest in rows:
+        kind = Kind[name]
+        if largest == "max_data":
+            assert kind not in wire.SIZES
+            continue
+        smallest, most, of_stream = wire.SIZES[kind]
+        assert most == int(largest), name
+        assert of_stream is (stream == "id"), name
+        sizes = re.findall(r"u(\d+)", payload)
+        if sizes or "8 bytes" in payload:  # "exactly the size given", but for the text of GOAWAY
+            assert smallest == (sum(map(int, sizes)) // 8 or 8), name
+
+
+@pytest.mark.parametrize("kind", [Kind.ACCEPT, Kind.WINDOW, Kind.RESET, Kind.STOP, Kind.PING, Kind.PONG, Kind.TRUNC])
+def test_kinds_of_one_size(kind: Kind) -> None:
+    smallest, largest, _ = wire.SIZES[kind]
+    assert smallest == largest
+    assert kind.name in section("3.2").split("exactly the size given")[0] or kind is Kind.TRUNC
+
+
+def test_codes() -> None:
+    _, rows = table("11")
+    assert {name: int(code) for code, name, _ in rows} == {code.name: int(code) for code in Code}
+
+
+def test_limits() -> None:
+    _, rows = table("12")
+    documented = {name: int(value) for name, value, *_ in rows}
+    assert documented == {name: getattr(wire, name) for name in documented}
+    constants = {
+        name
+        for name, value in vars(wire).items()
+        if name.isupper()
+        and type(value) is int
+        and not name.startswith(("FIELD_", "OPTIONAL", "VERSION", "STREAM_TCP"))
+    }
+    assert constants == set(documented), "a limit that protocol.md does not name"
+
+
+def test_limits_in_the_text() -> None:
+    defaults = wire.Settings()
+    assert (defaults.max_data, defaults.early, defaults.max_streams) == (wire.MAX_DATA, wire.EARLY, wire.MAX_STREAMS)
+    assert f"`max_data` ({wire.MIN_MAX_DATA} to {wire.MAX_MAX_DATA}, largest DATA payload)" in section("4.1")
+    assert f"`early` (0 to {wire.MAX_EARLY}" in section("4.1")
+    assert f"`max_streams` (1 to {wire.MAX_STREAMS}" in section("4.1")
+    assert f"up to {session._OVER_LIMIT} of them at a time" in section("6.2")
+    assert session._ID_MARK == 2**32 * 3 // 4 and "three quarters of its ids" in section("6.2")
+    assert f"ALPN protocol `{wire.ALPN}`" in section("2")
+    assert f"This document is version {wire.VERSION}." in section("4.1")
+
+
+def test_what_is_charged() -> None:
+    heads, rows = table("12", 1)
+    assert heads == ["charged", "by", "burst", "rate"]
+    assert [(name, int(burst), int(rate)) for name, _, burst, rate in rows] == list(floods.ROWS)
+
+
+@pytest.mark.parametrize(("number", "rows", "states"), [("7.1", SEND, Send), ("7.2", RECV, Recv)], ids=["SEND", "RECV"])
+def test_states(
+    number: str, rows: dict[tuple[enum.Enum, str], tuple[Kind | None, enum.Enum] | Code], states: type[enum.Enum]
+) -> None:
+    heads, lines = table(number)
+    assert heads == ["event", *(state.value for state in states)]
+    documented: dict[tuple[enum.Enum, str], tuple[Kind | None, enum.Enum] | Code] = {}
+    for event, *cells in lines:
+        for state, cell in zip(states, cells, strict=True):
+            if error := re.fullmatch(r"error (\w+)", cell):
+                documented[state, event] = Code[error[1]]
+            elif step := re.fullmatch(r"(?:(\w+) )?→ (\w+)", cell):
+                documented[state, event] = (Kind[step[1]] if step[1] else None, states(step[2]))
+            else:
+                assert not cell, f"{number}: {cell!r} is neither a step nor an error"
+    assert documented == rows
+
+
+def build(text: str) -> bytes:
+    """The frame that a row of section 14 describes, by our own packers."""
+    words = dict(re.findall(r"(\w+)=(\S+)", text))
+    quoted = re.search(r'"(.*)"', text)
+    said = quoted[1] if quoted else ""
+    name = text.split(maxsplit=1)[0]
+    if name == "optional":
+        return wire.frame(int(text.split()[1], 16), 0, said.encode())
+    kind = Kind[name]
+    stream = int(words.get("stream", 0))
+    match kind:
+        case Kind.DATA | Kind.FIN | Kind.TRUNC:
+            payload = said.encode()
+        case Kind.OPEN:
+            request = wire.Open(int(words["kind"]), int(words["limit"]), int(words["service"]), words["visitor"])
+            payload = wire.pack_open(request)
+        case Kind.ACCEPT:
+            payload = wire.LIMIT.pack(int(words["limit"]))
+        case Kind.WINDOW:
+            return wire.window_frame(stream, int(words["limit"]), int(words["consumed"]))
+        case Kind.RESET | Kind.STOP:
+            return wire.code_frame(kind, stream, int(words["code"]))
+        case Kind.PING | Kind.PONG:
+            payload = bytes.fromhex(text.split()[1])
+        case Kind.GOAWAY:
+            payload = wire.pack_goaway(int(words["last"]), int(words["code"]), said)
+        case _:
+            raise AssertionError(f"no vector is known for {name}")
+    return wire.frame(kind, stream, payload)
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.received = b""
+        self.fin = False
+
+    def receive(self, piece: memoryview) -> None:
+        self.received += piece
+
+    def receive_fin(self) -> None:
+        self.fin = True
+
+
+FRAMES = table("14")[1]
+REFUSED = table("14", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "raw"), [(text, bytes.fromhex(raw)) for text, raw in FRAMES], ids=[r[0] for r in FRAMES]
+)
+def test_vectors_encode_and_decode(text: str, raw: bytes) -> None:
+    assert build(text) == raw
+
+    def never(stream: int) -> None:
+        raise AssertionError
+
+    sink = Sink()
+    controls: list[bytes] = []
+    decoder = Decoder({2: sink})
+    decoder.hand_to(
+        lambda kind, stream, payload: controls.append(wire.frame(kind, stream, payload)), never, never, wire.MAX_DATA
+    )
+    decoder.feed(memoryview(raw))
+    if raw[0] in (Kind.DATA, Kind.FIN):
+        assert (sink.received, sink.fin, controls) == (raw[8:], raw[0] == Kind.FIN, [])
+    else:
+        assert (sink.received, sink.fin, controls) == (b"", False, [raw])
+
+
+def test_every_kind_of_stream_frame_has_a_vector() -> None:
+    seen = {bytes.fromhex(raw)[0] for _, raw in FRAMES}
+    assert {kind for kind in Kind if kind < Kind.HELLO} <= seen
+
+
+def test_vectors_unpack() -> None:
+    raw = {text.split()[0]: bytes.fromhex(raw) for text, raw in FRAMES}
+    assert wire.unpack_open(raw["OPEN"][8:]) == wire.Open(0, 262144, 7, "192.0.2.9:51544")
+    assert wire.unpack_goaway(raw["GOAWAY"][8:]) == (2, Code.SHUTDOWN, "restarting")
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"), [(bytes.fromhex(raw), code) for raw, code in REFUSED], ids=[r[0] for r in REFUSED]
+)
+@pytest.mark.parametrize("cut", ["whole", "bytes"])
+def test_must_be_refused(raw: bytes, code: str, cut: str) -> None:
+    relay = Side(Clock(), dialer=False)
+    size = len(raw) if cut == "whole" else 1
+    answers = (relay.refuses(raw[at : at + size]) for at in range(0, len(raw), size))
+    assert next(filter(None, answers), None) is Code[code]
+    assert not relay.opens and not relay.session.streams

@@ -1,0 +1,415 @@
+"""fastrelay.state: what survives a restart, who may read it, and the sentences for what cannot be used."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastrelay.auth import Token, Verifier
+from fastrelay.errors import StartError
+from fastrelay.state import ClientState, Reservation, ServerState, default_state
+
+URL = "tls://relay.example.com:7443"
+
+posix = pytest.mark.skipif(os.name == "nt", reason="modes are those of POSIX")
+with_proc = pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="needs a directory where not even root may write"
+)
+
+
+def refused(step: Callable[[], object], *says: str) -> None:
+    with pytest.raises(StartError) as caught:
+        step()
+    text = str(caught.value)
+    assert text.endswith(".") and "\n" not in text
+    for word in says:
+        assert word in text
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# --- where -------------------------------------------------------------------------------------------------------------
+
+
+def test_default_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert default_state("server") == tmp_path / "fastrelay" / "server"
+    assert default_state("client") == tmp_path / "fastrelay" / "client"
+
+
+@pytest.mark.parametrize("xdg", ["", "relative", None])
+def test_default_state_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, xdg: str | None) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    if xdg is None:
+        monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("XDG_STATE_HOME", xdg)
+    assert default_state("server") == tmp_path / ".local" / "state" / "fastrelay" / "server"
+
+
+def test_default_state_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    refused(lambda: default_state("client"), "--state")
+
+
+# --- the relay ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "server"
+
+
+def test_first_start_and_the_next(path: Path) -> None:
+    first = ServerState.open(path)
+    token, seed = first.token(None), first.seed
+    assert first.find(token.key_id) == Verifier.of(token)
+    assert first.find("unknown0") is None
+    assert len(seed) == 32
+    first.close()
+    again = ServerState.open(path)
+    assert (again.token(None), again.seed) == (token, seed)
+    assert again.find(token.key_id) == Verifier.of(token)
+    again.close()
+
+
+def test_two_relays_have_nothing_in_common(tmp_path: Path) -> None:
+    a, b = ServerState.open(tmp_path / "a"), ServerState.open(tmp_path / "b")
+    assert (
+        a.seed != b.seed
+        and a.token(None).key_id != b.token(None).key_id
+        and a.token(None).secret != b.token(None).secret
+    )
+    a.close()
+    b.close()
+
+
+def test_the_pin_is_the_callers(path: Path) -> None:
+    state = ServerState.open(path)
+    assert state.token(None).pins == ()
+    assert state.token(b"p" * 32) == Token(state.token(None).key_id, state.token(None).secret, (b"p" * 32,))
+    assert state.identity_paths == (path / "relay.crt", path / "relay.key")
+    state.close()
+
+
+def test_the_secret_lies_in_one_file_only(path: Path) -> None:
+    state = ServerState.open(path)
+    secret = state.token(None).text().split(".")[2].encode()
+    state.close()
+    assert [file.name for file in path.iterdir() if secret in file.read_bytes()] == ["first-token"]
+
+
+@posix
+def test_everything_is_the_owners_alone(path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        state = ServerState.open(path)
+        state.save_reservations({"home": Reservation("inst-1", 1.5, {})})
+    finally:
+        os.umask(umask)
+    assert mode(path) == 0o700
+    files = {file.name: mode(file) for file in path.iterdir()}
+    assert files == dict.fromkeys(["lock", "seed", "first-token", "tokens.json", "reservations.json"], 0o600)
+    state.close()
+
+
+def test_one_relay_at_a_time(path: Path) -> None:
+    first = ServerState.open(path)
+    refused(lambda: ServerState.open(path), "Another relay", str(path), "--state")
+    first.close()
+    first.close()
+    ServerState.open(path).close()
+
+
+def test_the_lock_ends_with_its_process(path: Path) -> None:
+    script = textwrap.dedent("""
+        import os, sys
+        from pathlib import Path
+        from fastrelay.state import ServerState
+        state = ServerState.open(Path(sys.argv[1]))
+        print("open", flush=True)
+        sys.stdin.read()
+        os._exit(0)
+    """)
+    command = [sys.executable, "-c", script, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline().strip() == b"open"
+        refused(lambda: ServerState.open(path), "Another relay")
+        other.kill()
+    ServerState.open(path).close()
+
+
+def test_a_refused_start_leaves_no_lock(path: Path) -> None:
+    ServerState.open(path).close()
+    (path / "tokens.json").write_text("{")
+    refused(lambda: ServerState.open(path), "tokens.json")
+    (path / "tokens.json").unlink()
+    ServerState.open(path).close()
+
+
+def test_a_start_that_ended_early_is_completed(path: Path) -> None:
+    """The first token is written before its verifier."""
+    state = ServerState.open(path)
+    token = state.token(None)
+    state.close()
+    (path / "tokens.json").unlink()
+    (path / ".tokens.json.new").write_text("half of it")
+    again = ServerState.open(path)
+    assert again.token(None) == token and again.find(token.key_id) == Verifier.of(token)
+    assert not (path / ".tokens.json.new").exists()
+    again.close()
+
+
+def test_a_first_token_that_was_replaced_is_not_made_anew(path: Path) -> None:
+    state = ServerState.open(path)
+    key_id = state.token(None).key_id
+    state.close()
+    (path / "first-token").unlink()
+    again = ServerState.open(path)
+    assert again.find(key_id) is not None
+    assert not (path / "first-token").exists()
+    refused(lambda: again.token(None), "no longer kept", "tokens.json")
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokens.json", b"{"),
+        ("tokens.json", b"\xff"),
+        ("tokens.json", b'{"tokens": [{"key_id": "x", "stored_key": "", "server_key": ""}]}'),
+        ("tokens.json", b'{"tokens": ' + b"[" * 9999),
+        ("seed", b"too short"),
+    ],
+)
+def test_damaged_files(path: Path, name: str, content: bytes) -> None:
+    ServerState.open(path).close()
+    (path / name).write_bytes(content)
+    refused(lambda: ServerState.open(path), f"The file {path / name} is damaged", "move it away")
+
+
+@pytest.mark.parametrize("content", [b"", b"fr1.k3yID_-0.short", b"\xff\xfe"])
+def test_damaged_first_token(path: Path, content: bytes) -> None:
+    ServerState.open(path).close()
+    (path / "first-token").write_bytes(content)
+    state = ServerState.open(path)
+    refused(lambda: state.token(None), f"The file {path / 'first-token'} is damaged")
+    state.close()
+
+
+def test_tokens_of_a_later_version_are_read(path: Path) -> None:
+    state = ServerState.open(path)
+    token = state.token(None)
+    state.close()
+    file = path / "tokens.json"
+    content = json.loads(file.read_text())
+    content["tokens"][0]["ports"] = "20000-20009"
+    content["format"] = 2
+    file.write_text(json.dumps(content))
+    again = ServerState.open(path)
+    assert again.find(token.key_id) == Verifier.of(token)
+    again.close()
+
+
+@posix
+@pytest.mark.parametrize("name", ["seed", "first-token", "tokens.json", "relay.key"])
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o620])
+def test_secrets_that_others_may_read(path: Path, name: str, bits: int) -> None:
+    ServerState.open(path).close()
+    (path / "relay.key").touch(mode=0o600)
+    (path / name).chmod(bits)
+    refused(lambda: ServerState.open(path), str(path / name), "chmod 600")
+    refused(lambda: ServerState.open(path, read_only=True), str(path / name), "chmod 600")
+    (path / name).chmod(0o600)
+    ServerState.open(path).close()
+
+
+# --- the relay's state, read only --------------------------------------------------------------------------------------
+
+
+def test_read_only_beside_a_relay(path: Path) -> None:
+    relay = ServerState.open(path)
+    before = sorted(path.iterdir())
+    reader = ServerState.open(path, read_only=True)
+    assert reader.token(b"p" * 32) == relay.token(b"p" * 32)
+    assert reader.identity_paths == relay.identity_paths
+    reader.close()
+    assert sorted(path.iterdir()) == before
+    relay.close()
+
+
+def test_read_only_makes_nothing(path: Path) -> None:
+    refused(
+        lambda: ServerState.open(path, read_only=True), "No relay has been started", str(path), "`fastrelay server`"
+    )
+    assert not path.parent.exists()
+    path.mkdir(parents=True)
+    refused(lambda: ServerState.open(path, read_only=True), "No relay has been started")
+    assert not list(path.iterdir())
+
+
+def test_read_only_after_the_first_token_was_replaced(path: Path) -> None:
+    ServerState.open(path).close()
+    (path / "first-token").unlink()
+    reader = ServerState.open(path, read_only=True)
+    refused(lambda: reader.token(None), "no longer kept")
+
+
+# --- reservations ------------------------------------------------------------------------------------------------------
+
+
+def test_reservations(path: Path) -> None:
+    state = ServerState.open(path)
+    assert state.reservations() == {}
+    kept = {
+        "home": Reservation("inst-1", 1_700_000_000.25, {"tcp-22": 20022, "web": 20080}),
+        "work": Reservation("inst-2", 0.0, {}),
+    }
+    state.save_reservations(kept)
+    assert state.reservations() == kept
+    state.close()
+    again = ServerState.open(path)
+    assert again.reservations() == kept
+    again.save_reservations({})
+    assert again.reservations() == {}
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"home": {}}', '{"home": {"instance": "i", "seen": 1, "ports": {"a": "b"}}}']
+)
+def test_damaged_reservations(path: Path, content: str) -> None:
+    state = ServerState.open(path)
+    (path / "reservations.json").write_text(content)
+    refused(state.reservations, f"The file {path / 'reservations.json'} is damaged", "move it away")
+    state.close()
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = ServerState.open(path)
+    kept = {"home": Reservation("inst-1", 1.0, {"web": 20080})}
+    state.save_reservations(kept)
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        state.save_reservations({})
+    monkeypatch.undo()
+    assert state.reservations() == kept
+    assert not [file for file in path.iterdir() if file.name.endswith(".new")]
+    state.close()
+
+
+# --- directories that cannot be used -----------------------------------------------------------------------------------
+
+OPENERS: list[Callable[[Path], object]] = [ServerState.open, lambda path: ClientState.open(path, URL, "home")]
+
+
+@pytest.mark.parametrize("opened", OPENERS)
+def test_not_a_directory(opened: Callable[[Path], object], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    refused(lambda: opened(file), f"The state directory {file} cannot be used", "Not a directory", "--state")
+    refused(lambda: opened(file / "below"), f"The state directory {file / 'below'} cannot be used", "Not a directory")
+
+
+@with_proc
+@pytest.mark.parametrize("opened", OPENERS)
+@pytest.mark.parametrize("name", ["/proc/self", "/proc/self/state"])
+def test_not_writable(opened: Callable[[Path], object], name: str) -> None:
+    refused(lambda: opened(Path(name)), f"The state directory {name} cannot be used", "--state")
+
+
+@posix
+@pytest.mark.parametrize("opened", OPENERS)
+def test_a_file_system_without_locks(
+    opened: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    refused(lambda: opened(tmp_path), f"The state directory {tmp_path} cannot be used", "No locks available")
+
+
+def test_read_only_in_what_is_no_directory(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    refused(
+        lambda: ServerState.open(file, read_only=True), f"The state directory {file} cannot be used", "Not a directory"
+    )
+
+
+# --- the client --------------------------------------------------------------------------------------------------------
+
+
+def test_instance_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "client"
+    first = ClientState.open(path, URL, "home")
+    assert re.fullmatch(r"[A-Za-z0-9_-]{22}", first.instance)
+    first.close()
+    first.close()
+    again = ClientState.open(path, URL, "home")
+    assert again.instance == first.instance
+    again.close()
+    other = ClientState.open(tmp_path / "other", URL, "home")
+    assert other.instance != first.instance
+    other.close()
+
+
+@posix
+def test_files_of_a_client_are_the_owners_alone(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        ClientState.open(tmp_path / "state", URL, "home").close()
+    finally:
+        os.umask(umask)
+    assert mode(tmp_path / "state") == 0o700
+    assert {mode(file) for file in (tmp_path / "state").iterdir()} == {0o600}
+
+
+def test_one_client_for_a_name_and_relay(tmp_path: Path) -> None:
+    first = ClientState.open(tmp_path, URL, "home")
+    refused(lambda: ClientState.open(tmp_path, URL, "home"), "'home'", "already runs here", URL, "--name")
+    others = [ClientState.open(tmp_path, URL, "work"), ClientState.open(tmp_path, "tls://other:7443", "home")]
+    assert {other.instance for other in others} == {first.instance}
+    first.close()
+    ClientState.open(tmp_path, URL, "home").close()
+    for other in others:
+        other.close()
+
+
+def test_clients_that_start_together_agree_on_the_instance(tmp_path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        states = list(pool.map(lambda number: ClientState.open(tmp_path, URL, f"client-{number}"), range(16)))
+    assert len({state.instance for state in states}) == 1
+    for state in states:
+        state.close()
+
+
+@pytest.mark.parametrize("content", [b"two words", b"\xff", b"x" * 65, b"\n"])
+def test_damaged_instance(tmp_path: Path, content: bytes) -> None:
+    ClientState.open(tmp_path, URL, "home").close()
+    (tmp_path / "instance").write_bytes(content)
+    refused(lambda: ClientState.open(tmp_path, URL, "home"), f"The file {tmp_path / 'instance'} is damaged")
+    (tmp_path / "instance").unlink()
+    ClientState.open(tmp_path, URL, "home").close()
