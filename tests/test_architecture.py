@@ -19,8 +19,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("auth", "mux"),
     ("net", "state"),
     ("roles",),
-    ("front", "cluster", "admin"),
-    ("app",),
+    ("front", "cluster", "admin", "demo"),
+    ("app", "console"),
     ("cli",),
 )
 SIDEWAYS = {("config", "wire"), ("mux", "auth")}

@@ -11,7 +11,7 @@ from fastrelay.wire import CREDIT_STEP, FIRST_SHARE, PROCESS_POOL, TUNNEL_POOL, 
 # and a satellite. While the rate still grows the window must not be what limits it: g = 2.
 _GROWING = 2.0
 _STEADY = 1.2
-_QUEUE_ALONE = 0.001
+_QUEUE_ALONE = 0.004
 _QUEUE_SHARED = 0.0002
 _BASE = 65_536
 

@@ -17,12 +17,9 @@ from fastrelay.mux import floods
 from fastrelay.mux.credit import Pool, first_window
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import Outlet, Recv, Send, Stream
+from fastrelay.mux.turns import Turns
 from fastrelay.wire import CODE, Kind
 
-SHARED_FRAME = 131_072
-"""The largest frame while several streams are busy: 1 MiB frames would make an interactive stream wait for a loop turn of a bulk one."""
-ALONE_AFTER = 0.05
-"""Seconds without a change of streams until the busy one may use large frames again."""
 _RTT_EVERY = 2.0
 _RTT_SAMPLES = 8
 _OVER_LIMIT = 1024
@@ -70,12 +67,7 @@ class Session:
         self.going_away = False  # SHUTDOWN was sent or received: nothing new is opened
         self.min_rtt = 0.0
 
-        # Whose turn it is: the stream that moved last, and until when the tunnel counts as shared.
-        self.busy: Stream | None = None
-        self.frame_cap = theirs.max_data
-        self.alone = True
-        self._shared_at = -ALONE_AFTER
-
+        self.turns = Turns(theirs.max_data)
         self.decoder = decoder
         decoder.hand_to(self._control, self._stray, self._empty, ours.max_data)
         self._wake = wake
@@ -110,9 +102,7 @@ class Session:
     def feed(self, chunk: memoryview, now: float) -> None:
         """Bytes of the tunnel, and when they came (seconds of any steady clock). Raises ProtocolError."""
         self.now = self.heard = now
-        if not self.alone and now - self._shared_at > ALONE_AFTER:
-            self.alone = True
-            self.frame_cap = self.theirs.max_data
+        self.turns.look(now)
         self.decoder.feed(chunk)
 
     def open(self, outlet: Outlet, service: int, visitor: str) -> Stream | None:
@@ -186,22 +176,12 @@ class Session:
     def _reap(self, now: float) -> None:
         """Half-open streams on which nothing moves (protocol.md 9.4)."""
         for stream, (moved, since) in list(self._half_open.items()):
-            if not stream.half_open:
-                del self._half_open[stream]
-            elif stream.moved != moved:
+            if stream.moved != moved:
                 self._half_open[stream] = (stream.moved, now)
             elif now - since >= wire.HALF_OPEN_IDLE:
                 stream.abort(Code.TIMEOUT)
 
     # --- called by streams ---------------------------------------------------------------------------------------------
-
-    def share(self, stream: Stream) -> None:
-        """Another stream than the last one moves: the tunnel is shared, so nobody may take long turns."""
-        if self.busy is not None:
-            self._shared_at = self.now
-            self.alone = False
-            self.frame_cap = min(self.theirs.max_data, SHARED_FRAME)
-        self.busy = stream
 
     def mark(self, stream: Stream) -> None:
         """A WINDOW is due for this stream."""
@@ -223,8 +203,8 @@ class Session:
         if self.streams.pop(stream.id, None) is None:
             return
         self._half_open.pop(stream, None)
-        if self.busy is stream:
-            self.busy = None
+        if self.turns.busy is stream:
+            self.turns.busy = None
         if self._is_theirs(stream.id):
             self._their_streams -= 1
         if not self.streams:

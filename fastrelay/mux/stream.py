@@ -175,11 +175,13 @@ class Stream:
         "send_limit",
         "sent",
         "session",
+        "turns",
         "window",
     )
 
     def __init__(self, session: Session, number: int, window: int, *, opener: bool) -> None:
         self.session = session
+        self.turns = session.turns
         self.id = number
         self.outlet = NOTHING
         self.deliver = NOTHING.deliver
@@ -240,13 +242,14 @@ class Stream:
 
     def room(self) -> int:
         """How many bytes the next frame may carry; 0 when there is no credit. Negative never."""
-        return min(self.send_limit - self.sent, self.session.frame_cap) if self.send is Send.OPEN else 0
+        return min(self.send_limit - self.sent, self.turns.cap) if self.send is Send.OPEN else 0
 
     def seal(self, slab: memoryview, size: int) -> memoryview:
         """Make the `size` bytes at slab[8:] a DATA frame in place; 0 < size <= room(). Returns the frame, a view of the slab."""
-        session = self.session
-        if session.busy is not self:
-            session.share(self)
+        turns = self.turns
+        if turns.busy is not self:
+            turns.switches += turns.busy is not None
+            turns.busy = self
         self.sent += size
         HEADER.pack_into(slab, 0, size, self.id)  # Kind.DATA is 0
         return slab[: HEADER_SIZE + size]
@@ -290,9 +293,6 @@ class Stream:
         if received > self.recv_limit:
             raise self._overrun(received)
         self.received = received
-        session = self.session
-        if session.busy is not self:
-            session.share(self)
         self.deliver(piece)
         if received - self.queued >= self._refill_at:
             self._refill()
@@ -324,7 +324,7 @@ class Stream:
         if consumed > self.sent:
             raise ProtocolError(Code.PROTOCOL, f"stream {self.id}: {consumed} bytes consumed of {self.sent} sent")
         self._step_send("WINDOW")
-        if not self._raise(limit):
+        if not self._raise(limit) and self.send not in _SEND_END:  # after the end they are late, not idle
             self.session.charge_idle_window()
 
     def receive_stop(self, payload: bytes) -> None:
@@ -369,11 +369,15 @@ class Stream:
     def _refill(self) -> None:
         """Consumption has passed the mark: size the window anew and raise the limit."""
         session = self.session
+        turns = self.turns
+        if turns.busy is not self:  # what is received counts as well, but not every frame of it
+            turns.switches += turns.busy is not None
+            turns.busy = self
         consumed = self.received - self.queued
         if self._meter is None:
             self._meter = Meter(consumed, session.now)
         else:
-            wanted = self._meter.window(consumed, session.now, session.min_rtt, session.alone, self.window)
+            wanted = self._meter.window(consumed, session.now, session.min_rtt, turns.alone, self.window)
             self._resize(wanted, self.recv_limit - consumed)
         limit = consumed + self.window
         if limit >= self.recv_limit + step(self.window):
@@ -403,7 +407,7 @@ class Stream:
     def _raise(self, limit: int) -> bool:
         if limit > MAX_OFFSET:
             raise ProtocolError(Code.FLOW_CONTROL, f"stream {self.id}: a limit of {limit} bytes cannot be")
-        if limit <= self.send_limit:
+        if limit <= self.send_limit or self.send in _SEND_END:
             return False
         stuck = self.sent >= self.send_limit
         self.send_limit = limit
@@ -427,6 +431,8 @@ class Stream:
         kind, self.send = row
         if kind is not None:
             self._emit(kind, code)
+        if self.send in _SEND_END:
+            self.send_limit = self.sent  # nothing more can be sent, whoever asks
         self._after()
 
     def _step_recv(self, event: str, code: Code = Code.NO_ERROR) -> None:

@@ -20,15 +20,15 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 import socket
 import struct
 import termios
+from os import write
 from typing import TYPE_CHECKING, cast
 
 from fastrelay.errors import Code
-from fastrelay.mux.session import SHARED_FRAME
-from fastrelay.wire import DISCARD_TIME, HEADER_SIZE, RESET_DRAIN, WINDOW_FLOOR
+from fastrelay.mux.turns import SHARED_FRAME
+from fastrelay.wire import DISCARD_TIME, HEADER_SIZE, RESET_DRAIN
 
 if TYPE_CHECKING:
     from fastrelay.mux.stream import Stream
@@ -87,20 +87,22 @@ class Edge(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         stream = self.stream
-        if stream is None or (room := stream.room()) <= 0:
-            # A read that came before the pause took effect, or whose bytes nobody wants.
-            return self._slab[HEADER_SIZE : HEADER_SIZE + WINDOW_FLOOR]
-        if room > WINDOW_FLOOR and self.link.blocked:
-            room = WINDOW_FLOOR
-        return self._slab[HEADER_SIZE : HEADER_SIZE + room]
+        if stream is not None:
+            link = self.link
+            room = stream.send_limit - stream.sent
+            if room >= link.read_size:
+                return link.read_view
+            if room > 0:
+                return self._slab[HEADER_SIZE : HEADER_SIZE + room]
+        # A read that came before the pause took effect, or whose bytes nobody wants.
+        return self._runtime.floor_view
 
     def buffer_updated(self, nbytes: int) -> None:
         stream = self.stream
-        if self._discarding:
-            return
-        if stream is None or nbytes > stream.room():
-            self._stash = bytes(self._slab[HEADER_SIZE : HEADER_SIZE + nbytes])
-            self._hold()
+        if stream is None or stream.sent + nbytes > stream.send_limit:
+            if not self._discarding:
+                self._stash = bytes(self._slab[HEADER_SIZE : HEADER_SIZE + nbytes])
+                self._hold()
             return
         link = self.link
         link.write(stream.seal(self._slab, nbytes))
@@ -109,7 +111,7 @@ class Edge(asyncio.BufferedProtocol):
         elif link.blocked:
             self._hold()
             link.waiting.append(self)
-        elif nbytes >= SHARED_FRAME and not stream.session.alone:
+        elif nbytes >= SHARED_FRAME and not stream.turns.alone:
             # libuv reads on while the buffer fills: in company a stream gets one frame, then the others have their turn.
             self._hold()
             link.yielded(self)
@@ -152,7 +154,7 @@ class Edge(asyncio.BufferedProtocol):
         backlog = self._backlog
         if backlog is None:
             try:
-                done = os.write(self._fd, piece)
+                done = write(self._fd, piece)
             except BlockingIOError:
                 done = 0
             except OSError:
@@ -220,7 +222,7 @@ class Edge(asyncio.BufferedProtocol):
         if backlog is None or self._fd < 0:
             return
         try:
-            done = os.write(self._fd, backlog)
+            done = write(self._fd, backlog)
         except BlockingIOError:
             return
         except OSError:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from fastrelay.errors import StartError
 from fastrelay.mux.credit import process_pool
 from fastrelay.net.watch import Watch
-from fastrelay.wire import HEADER_SIZE, MAX_DATA
+from fastrelay.wire import HEADER_SIZE, MAX_DATA, WINDOW_FLOOR
 
 RESERVED_FDS = 64
 """Descriptors kept for tunnels, listeners, files and the loop itself."""
@@ -29,6 +29,7 @@ class Runtime:
         self.pool = process_pool()
         self.tunnel_slab = memoryview(bytearray(MAX_DATA))
         self.edge_slab = memoryview(bytearray(HEADER_SIZE + MAX_DATA))
+        self.floor_view = self.edge_slab[HEADER_SIZE : HEADER_SIZE + WINDOW_FLOOR]
         self.edges = 0
         self.budget = fd_limit() - RESERVED_FDS
         self.on_full: Callable[[], None] = lambda: None

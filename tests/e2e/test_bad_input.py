@@ -20,7 +20,6 @@ from tests.support.processes import BEST, Client, Echo, Relay, Server, Way, mess
 
 USAGE = 2
 REFUSED = 3
-PLAIN = Way(False, BEST.loop)
 TOKEN = "fr1.k3yID_-0.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 
 
@@ -51,7 +50,13 @@ def echo() -> Iterator[Echo]:
         yield made
 
 
-@pytest.fixture(scope="module", params=[BEST, PLAIN, Way(True, "asyncio")], ids=repr)
+TLS = [BEST, Way(True, "asyncio")]
+PLAIN = [Way(False, BEST.loop)]
+over_tls = pytest.mark.parametrize("relay", TLS, indirect=True, ids=repr, scope="module")
+over_plain = pytest.mark.parametrize("relay", PLAIN, indirect=True, ids=repr, scope="module")
+
+
+@pytest.fixture(scope="module", params=[*TLS, *PLAIN], ids=repr)
 def relay(request: pytest.FixtureRequest, echo: Echo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     with Relay(tmp_path_factory.mktemp("relay"), request.param, echo.target) as made:
         yield made
@@ -116,20 +121,18 @@ def context() -> ssl.SSLContext:
     return made
 
 
+@over_plain
 @pytest.mark.usefixtures("unharmed")
 def test_tls_to_a_plain_port(relay: Relay) -> None:
-    if relay.way.tls:
-        pytest.skip("this one is the TLS port")
     with connect(relay.server.address) as sock, pytest.raises(OSError, match=r".") as caught:
         context().wrap_socket(sock)
     assert not isinstance(caught.value, TimeoutError)
 
 
+@over_tls
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_garbage_inside_tls(relay: Relay, kind: str) -> None:
-    if not relay.way.tls:
-        pytest.skip("this one has no TLS")
     with (
         connect(relay.server.address) as raw,
         context().wrap_socket(raw) as sock,
@@ -140,10 +143,9 @@ def test_garbage_inside_tls(relay: Relay, kind: str) -> None:
             pass
 
 
+@over_tls
 @pytest.mark.usefixtures("unharmed")
 def test_tls_that_is_too_old(relay: Relay) -> None:
-    if not relay.way.tls:
-        pytest.skip("this one has no TLS")
     old = context()
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with connect(relay.server.address) as raw, pytest.raises((ssl.SSLError, ConnectionError)):
@@ -202,11 +204,10 @@ def test_unknown_key(relay: Relay, tmp_path: Path) -> None:
     refused(relay, changed(relay.token, 1), tmp_path, "token")
 
 
+@over_tls
 @pytest.mark.usefixtures("unharmed")
 def test_wrong_pin(relay: Relay, tmp_path: Path) -> None:
     """The client ends before it has said anything: the relay cannot even log a refused token."""
-    if not relay.way.tls:
-        pytest.skip("a plain tunnel has no certificate")
     since = len(relay.server.err)
     refused(relay, changed(relay.token, 3), tmp_path, "certificate", "token")
     assert not any("unauthorized" in line.lower() for line in relay.server.err[since:])
@@ -226,7 +227,7 @@ def test_wrong_pin(relay: Relay, tmp_path: Path) -> None:
     ],
 )
 def test_token_of_another_form(tmp_path: Path, token: str) -> None:
-    done = once("client", "tls://127.0.0.1:1", "--expose", "22", state=tmp_path, FASTRELAY_TOKEN=token)
+    done = once("client", "tls://127.0.0.1:1", "--expose", "22", state=tmp_path, token=token)
     assert done.returncode == USAGE, done.stderr
     complaint(done, "token")
     if len(token) > 20:
@@ -283,7 +284,7 @@ SPECS = [
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_spec_that_is_none(tmp_path: Path, spec: str) -> None:
-    done = once("client", "tls://127.0.0.1:1", f"--expose={spec}", state=tmp_path, FASTRELAY_TOKEN=TOKEN)
+    done = once("client", "tls://127.0.0.1:1", f"--expose={spec}", state=tmp_path, token=TOKEN)
     assert done.returncode == USAGE, done.stderr
     complaint(done, repr(spec), "20022:22")
 
@@ -313,8 +314,7 @@ def test_spec_that_is_none(tmp_path: Path, spec: str) -> None:
     ids=" ".join,
 )
 def test_command_that_is_none(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
-    token = {"FASTRELAY_TOKEN": TOKEN} if words != ["--token"] else {}
-    done = once(*arguments, state=tmp_path, **token)
+    done = once(*arguments, state=tmp_path, token=None if words == ["--token"] else TOKEN)
     assert done.returncode == USAGE, (done.returncode, done.stderr)
     complaint(done, *words)
 

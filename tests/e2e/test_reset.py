@@ -20,7 +20,9 @@ from tests.support.peers import (
     TIMEOUT,
     End,
     Pump,
+    accept,
     background,
+    connect,
     exactly,
     handed_over,
     hang_up,
@@ -165,6 +167,35 @@ def test_after_the_other_end(link: Link, who: str) -> None:
             assert this.recv(1) == b""
             reset(this)
             assert read_to_end(other, Checker("nothing")) is End.RESET
+
+
+@pytest.mark.parametrize("way_out", ["end", "words and end", "close", "words and close", "reset", "words and reset"])
+def test_target_that_ends_at_once(link: Link, way_out: str) -> None:
+    """A target that ends before the relay has told anybody that it is there: the visitor hears what it said, and how it ended."""
+    words = b"no room" if "words" in way_out else b""
+
+    def serve(times: int) -> None:
+        for _ in range(times):
+            with accept(link.listener) as target:
+                target.sendall(words)
+                if "reset" in way_out:
+                    handed_over(target)
+                    reset(target)
+                elif "end" in way_out:
+                    target.shutdown(socket.SHUT_WR)
+                    assert target.recv(1) == b""
+
+    serving = background(serve, 50)
+    for _ in range(50):
+        with connect(link.address) as visitor:
+            heard, end = b"", End.EOF
+            try:
+                while piece := visitor.recv(100):
+                    heard += piece
+            except ConnectionResetError:
+                end = End.RESET
+            assert (heard, end) == (words, End.RESET if "reset" in way_out else End.EOF)
+    serving.result(TIMEOUT)
 
 
 # --- a target on a unix socket ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from fastrelay import wire
 from fastrelay.errors import Code
 from fastrelay.mux import floods
-from fastrelay.mux.session import ALONE_AFTER, SHARED_FRAME
+from fastrelay.mux.turns import ALONE_AFTER, SHARED_FRAME
 from fastrelay.wire import DEAD_AFTER, HALF_OPEN_IDLE, MAX_DATA, PING_AFTER, WINDOW_FIRST, Kind, Settings
 from tests.support import pair
 from tests.support.pair import Clock, Frame, Pair, Side
@@ -27,7 +27,7 @@ PIECE = bytes(wire.CREDIT_STEP)
 
 
 def alone(side: Side) -> bool:
-    return side.session.alone
+    return side.session.turns.alone
 
 
 def kinds(side: Side) -> list[int]:
@@ -219,6 +219,15 @@ def test_late_windows_stops_and_resets_cost_nothing() -> None:
     stream = side.must_open()
     side.feed(pair.reset(stream.id))
     side.feed((pair.window(stream.id, 1) + pair.stop(stream.id) + pair.reset(stream.id)) * 2000)
+
+
+def test_windows_for_a_half_that_has_ended_cost_nothing() -> None:
+    """They were on the way when FIN was sent, and came one for each step of a large window."""
+    side = relay()
+    stream = side.must_open()
+    side.feed(pair.accept(stream.id))
+    stream.fin()
+    side.feed(b"".join(pair.window(stream.id, 100_000 + n) for n in range(5000)))
 
 
 def test_short_streams_in_full_flight_charge_nobody() -> None:
@@ -537,6 +546,7 @@ def test_a_stream_alone_uses_large_frames_and_two_share() -> None:
     assert side.send(first, bytes(MAX_DATA)) == MAX_DATA
     assert alone(side)
     side.send(second, b"key press")
+    side.feed(b"")
     assert not alone(side)
     assert first.room() == second.room() == SHARED_FRAME
     side.clock.now += ALONE_AFTER * 0.9
@@ -550,12 +560,11 @@ def test_a_stream_alone_uses_large_frames_and_two_share() -> None:
 
 def test_what_arrives_counts_as_a_turn() -> None:
     side = relay()
-    side.feed(pair.open_(1) + pair.open_(3) + pair.data(1, b"x"))
-    assert alone(side)
-    side.feed(pair.data(1, b"x"))
-    assert alone(side)
-    side.feed(pair.data(3, b"x"))
-    assert not alone(side)
+    side.feed(pair.open_(1) + pair.open_(3))
+    for stream, expected in ((1, True), (1, True), (3, False)):  # as much as credit is returned for
+        side.feed(pair.data(stream, PIECE))
+        side.feed(b"")
+        assert alone(side) is expected
 
 
 def test_a_stream_that_is_over_is_no_company() -> None:

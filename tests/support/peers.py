@@ -184,11 +184,7 @@ def hang_up(sock: socket.socket, timeout: float = TIMEOUT) -> bool:
     """
     poller = select.poll()
     poller.register(sock, 0)  # POLLERR and POLLHUP are always reported
-    deadline = time.monotonic() + timeout
-    while (left := deadline - time.monotonic()) > 0:
-        if poller.poll(left * 1000):
-            return True
-    return False
+    return bool(poller.poll(timeout * 1000))
 
 
 class Pump:

@@ -175,12 +175,19 @@ def fastrelay(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "fastrelay", *arguments]
 
 
-def once(*arguments: str, state: Path, timeout: float = START, **extra: str) -> subprocess.CompletedProcess[str]:
+def once(*arguments: str, state: Path, token: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command that ends by itself."""
+    env = environment(state) if token is None else environment(state, FASTRELAY_TOKEN=token)
     return subprocess.run(
         fastrelay(*arguments),
-        cwd=ROOT, env=environment(state, **extra), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=START,
+        check=False,
+    )
 
 
 def address(url: str) -> Address:
@@ -341,7 +348,7 @@ class Link:
                 visitor.sendall(cookie)
             except OSError:
                 visitor = None
-            if visitor and (target := self._with_cookie(visitor, cookie)):
+            if visitor and (target := self._with_cookie(visitor, cookie, deadline)):
                 visitor.settimeout(peers.TIMEOUT)
                 return Pair(visitor, target)
             if visitor:
@@ -349,8 +356,8 @@ class Link:
             assert time.monotonic() < deadline, "no new connection reached its target in time"
             time.sleep(0.01)
 
-    def _with_cookie(self, visitor: socket.socket, cookie: bytes) -> socket.socket | None:
-        while not peers.hang_up(visitor, 0):
+    def _with_cookie(self, visitor: socket.socket, cookie: bytes, deadline: float) -> socket.socket | None:
+        while time.monotonic() < deadline and not peers.hang_up(visitor, 0):
             try:
                 target = peers.accept(self.listener, 0.05)
             except TimeoutError:
