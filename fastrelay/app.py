@@ -1,6 +1,6 @@
 """Joins the rooms: a configuration becomes a running relay, client or demo. No logic of its own but the order of starting and ending.
 
-Each `run_…` returns when it has been stopped: the first call of the function that it hands to `on_stop` drains, the second ends at once.
+A client does not load the relay's rooms: each function imports its own. Each `run_…` returns when it has been stopped: the first call of the function that it hands to `on_stop` drains, the second ends at once.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import socket
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastrelay.config import ClientConfig, Exposure, PortRange, Relay, ServerConfig, Target
-from fastrelay.demo import Page
-from fastrelay.net.listen import listen
-from fastrelay.roles.client import Client
-from fastrelay.roles.server import Server
 from fastrelay.state import ClientState, ServerState
+
+if TYPE_CHECKING:
+    from fastrelay.roles.server import Server
 
 Stop = Callable[[], None]
 OnStop = Callable[[Stop], None]
@@ -25,6 +25,8 @@ OnStop = Callable[[Stop], None]
 
 async def run_server(config: ServerConfig, ready: Callable[[Server, str], None], on_stop: OnStop) -> None:
     """`ready(server, token)` is called when clients are accepted; `token` is the first token's text, "" if it is no longer kept."""
+    from fastrelay.roles.server import Server
+
     state = ServerState.open(config.state)
     try:
         server = Server(config, state)
@@ -37,6 +39,8 @@ async def run_server(config: ServerConfig, ready: Callable[[Server, str], None],
 
 
 async def run_client(config: ClientConfig, reachable: Callable[[Exposure, str, int], None], on_stop: OnStop) -> None:
+    from fastrelay.roles.client import Client
+
     state = ClientState.open(config.state, config.relay.url, config.name)
     try:
         client = Client(config, state, reachable)
@@ -56,6 +60,11 @@ async def run_demo(
     exposures: tuple[Exposure, ...], reachable: Callable[[Exposure, str, int], None], on_stop: OnStop
 ) -> None:
     """Relay, client and, without exposures, a page to look at, all on loopback and in a state directory of their own."""
+    from fastrelay.demo import Page
+    from fastrelay.net.listen import listen
+    from fastrelay.roles.client import Client
+    from fastrelay.roles.server import Server
+
     directory = Path(tempfile.mkdtemp(prefix="fastrelay-demo-"))
     page: asyncio.Server | None = None
     try:

@@ -13,7 +13,7 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.errors import Code
-from fastrelay.mux import floods, session
+from fastrelay.mux import credit, floods, session
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
 from fastrelay.wire import Kind
@@ -90,6 +90,16 @@ def test_limits_in_the_text() -> None:
     assert session._ID_MARK == 2**32 * 3 // 4 and "three quarters of its ids" in section("6.2")
     assert f"ALPN protocol `{wire.ALPN}`" in section("2")
     assert f"This document is version {wire.VERSION}." in section("4.1")
+
+
+def test_the_formula_of_windows() -> None:
+    text = section("8.2")
+    assert f"window = rate * (g * min_rtt + q) + {credit._BASE}" in text
+    assert f"g = {credit._GROWING:g} while the rate still grows, then {credit._STEADY:g}" in text
+    alone, shared = credit._QUEUE_ALONE * 1000, credit._QUEUE_SHARED * 1000
+    assert f"q = {alone:g} ms while the stream is alone on the tunnel, {shared:g} ms beside others" in text
+    assert f"at least\n{credit.RATE_SPAN * 1000:g} ms and 2 RTT" in text
+    assert f"{credit._RATE_DECAY:g} times the last figure" in text
 
 
 def test_what_is_charged() -> None:

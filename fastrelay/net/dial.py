@@ -124,7 +124,11 @@ class Dial:
             try:
                 if address[0] != socket.AF_UNIX:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
-                await self._runtime.loop.sock_connect(sock, address[1])
+                reset = False
+                try:
+                    await self._runtime.loop.sock_connect(sock, address[1])
+                except ConnectionResetError:
+                    reset = True  # it was connected, spoke perhaps, and was reset before we looked
             except OSError as error:
                 sock.close()
                 last = error
@@ -133,7 +137,10 @@ class Dial:
                 sock.close()
                 raise
             self._resolver.worked(self._target, address)
-            _, edge = await self._runtime.loop.connect_accepted_socket(lambda: Edge(self._runtime), sock)
+            edge = Edge(self._runtime)
+            if reset:
+                edge.was_reset()
+            await self._runtime.loop.connect_accepted_socket(lambda: edge, sock)
             return edge
         raise last
 

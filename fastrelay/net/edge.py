@@ -142,7 +142,16 @@ class Edge(asyncio.BufferedProtocol):
         self.stream = stream
         self.link = link
         stream.attach(self)
-        self.on_room()
+        if self._failed:
+            self._fail_softly(stream)
+        if self._stash is not None:
+            self.on_room()
+        elif self._eof:
+            self._input_over()
+
+    def was_reset(self) -> None:
+        """The connection had been reset before it got its edge; what it had sent is still to be read."""
+        self._failed = True
 
     def refuse(self) -> None:
         """There is nobody to join: reset the connection."""
@@ -186,7 +195,6 @@ class Edge(asyncio.BufferedProtocol):
 
     def on_stop(self) -> None:
         self._discard()
-        self._later(DISCARD_TIME, self._give_up)
 
     def on_room(self) -> None:
         """There is credit, or the tunnel can take more: send what waits, and read on."""
@@ -262,9 +270,13 @@ class Edge(asyncio.BufferedProtocol):
 
     def _output_over(self) -> None:
         """Everything was written and the stream's direction has ended."""
+        if self._failed:
+            return
         if self._eof and self._stash is None:
             self._close()
             return
+        if self._discarding:  # nobody wants what is still to come
+            self._later(DISCARD_TIME, self._give_up)
         try:
             self._transport.write_eof()
         except OSError:
@@ -280,6 +292,9 @@ class Edge(asyncio.BufferedProtocol):
         if stream is None or self._eof or self._discarding:
             self._give_up()
             return
+        self._fail_softly(stream)
+
+    def _fail_softly(self, stream: Stream) -> None:
         stream.queued = 0
         stream.deliver = self._drop
         self._later(RESET_DRAIN, self._give_up)

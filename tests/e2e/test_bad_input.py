@@ -241,7 +241,7 @@ def test_second_client_with_the_name(relay: Relay, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("unharmed")
 def test_port_taken_by_another_program(relay: Relay, tmp_path: Path) -> None:
-    for port in range(20_500, 20_999):
+    for port in relay.server.ports[50:]:
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             refused(relay, relay.token, tmp_path, str(port), expose=f"{port}:22")
             return
@@ -255,9 +255,11 @@ def test_port_of_another_client(relay: Relay, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unharmed")
-@pytest.mark.parametrize("port", [1, 80, 7443, 21_000, 65_535])
-def test_port_out_of_range(relay: Relay, tmp_path: Path, port: int) -> None:
-    refused(relay, relay.token, tmp_path, str(port), expose=f"{port}:22")
+@pytest.mark.parametrize("which", ["first", "below", "above", "last"])
+def test_port_out_of_range(relay: Relay, tmp_path: Path, which: str) -> None:
+    ports = relay.server.ports
+    port = {"first": 1, "below": ports[0] - 1, "above": ports[-1] + 1, "last": 65_535}[which]
+    refused(relay, relay.token, tmp_path, str(port), f"{ports[0]}-{ports[-1]}", expose=f"{port}:22")
 
 
 # --- what is typed ------------------------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from tests.support.peers import (
     Pump,
     accept,
     background,
-    connect,
     exactly,
     handed_over,
     hang_up,
+    knock,
     read_to_end,
     reset,
     send,
@@ -114,19 +114,20 @@ def test_other_end_floods(link: Link, who: str) -> None:
         assert isinstance(flooding.result(TIMEOUT), ConnectionError)
 
 
-@pytest.mark.parametrize("who", FROM)
-def test_noticed_while_nobody_reads(link: Link, who: str) -> None:
+def test_noticed_while_nobody_reads(link: Link) -> None:
     """One end floods until credit stops it and resets; the other end does not read, and is told all the same."""
-    with link.pair() as pair:
-        this, other = ends(pair, who)
-        with Pump([(this, Keystream("stuck"))]) as pump:
-            until(pump.stuck, "the flood is stopped")
+    with link.pair() as first, link.pair() as second:  # both ways round at once, for it takes two drains
+        floods = [ends(first, "visitor"), ends(second, "target")]
+        with Pump([(this, Keystream("stuck")) for this, _ in floods]) as pump:
+            until(pump.stuck, "the floods are stopped")
             sent = pump.sent
-        reset(this)
-        assert hang_up(other, AFTER_DRAIN)
-        checker = Checker("stuck")
-        assert read_to_end(other, checker) is End.RESET
-        assert 0 < checker.received <= sent
+        for this, _ in floods:
+            reset(this)
+        for _, other in floods:
+            assert hang_up(other, AFTER_DRAIN)
+            checker = Checker("stuck")
+            assert read_to_end(other, checker) is End.RESET
+            assert 0 < checker.received <= sent
 
 
 @pytest.mark.parametrize("who", FROM)
@@ -173,29 +174,25 @@ def test_after_the_other_end(link: Link, who: str) -> None:
 def test_target_that_ends_at_once(link: Link, way_out: str) -> None:
     """A target that ends before the relay has told anybody that it is there: the visitor hears what it said, and how it ended."""
     words = b"no room" if "words" in way_out else b""
-
-    def serve(times: int) -> None:
-        for _ in range(times):
-            with accept(link.listener) as target:
-                target.sendall(words)
-                if "reset" in way_out:
-                    handed_over(target)
-                    reset(target)
-                elif "end" in way_out:
-                    target.shutdown(socket.SHUT_WR)
-                    assert target.recv(1) == b""
-
-    serving = background(serve, 50)
     for _ in range(50):
-        with connect(link.address) as visitor:
+        with knock(link.address) as visitor, accept(link.listener) as target:
+            target.sendall(words)
+            if "reset" in way_out:
+                handed_over(target)
+                reset(target)
+            elif "end" in way_out:
+                target.shutdown(socket.SHUT_WR)
+            else:
+                target.close()
             heard, end = b"", End.EOF
             try:
                 while piece := visitor.recv(100):
                     heard += piece
             except ConnectionResetError:
                 end = End.RESET
-            assert (heard, end) == (words, End.RESET if "reset" in way_out else End.EOF)
-    serving.result(TIMEOUT)
+            assert end is (End.RESET if "reset" in way_out else End.EOF)
+            # As for any program, connect() itself may meet the reset, and then nobody could have read.
+            assert heard == words or (end is End.RESET and not heard)
 
 
 # --- a target on a unix socket ------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import ipaddress
 import json
+import random
 import re
 import shutil
 import signal
@@ -13,6 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.support import need
 from tests.support.payload import Checker, Keystream
@@ -28,12 +35,14 @@ from tests.support.peers import (
     exactly,
     free_port,
     hang_up,
+    knock,
     read_to_end,
     send_and_end,
     until,
 )
 from tests.support.processes import (
     BEST,
+    DEFAULT_PORTS,
     WAYS,
     Client,
     Echo,
@@ -45,10 +54,7 @@ from tests.support.processes import (
     environment,
     fastrelay,
     message,
-    once,
 )
-
-RANGE = range(20_000, 21_000)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +74,14 @@ def port_of(echo: Echo) -> str:
     return str(echo.target[1])
 
 
-def free_in_range() -> int:
-    """A port that a relay may give out and nobody has."""
-    for port in reversed(RANGE):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    pytest.fail("no port of the range is free")
+def free_ports(number: int) -> range:
+    """So many ports in a row that nobody has, outside those that the system gives out by itself."""
+    while True:
+        ports = range(first := random.randrange(10_000, 32_000), first + number)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in ports:
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return ports
 
 
 def reaches(where: Address, timeout: float) -> bool:
@@ -97,7 +105,7 @@ def test_several_exposures_of_one_client(server: Server, tmp_path: Path) -> None
         client = stack.enter_context(Client(server.url, server.token(), tmp_path / "client", expose=expose))
         addresses = client.addresses()
         assert len(set(addresses)) == 3
-        assert all(port in RANGE and host == "127.0.0.1" for host, port in addresses)
+        assert all(port in server.ports and host == "127.0.0.1" for host, port in addresses)
         for where, listener in zip(addresses, listeners, strict=True):
             with connect(where) as visitor, accept(listener) as target:
                 ours = str(listener.getsockname()[1]).encode()
@@ -151,22 +159,23 @@ def test_unix_socket(server: Server, tmp_path: Path) -> None:
             sending.result(TIMEOUT)
 
 
-def test_requested_port(server: Server, echo: Echo, tmp_path: Path) -> None:
-    port = free_in_range()
-    with Client(server.url, server.token(), tmp_path / "client", expose=[f"ssh={port}:{port_of(echo)}"]) as client:
-        assert client.addresses() == [("127.0.0.1", port)]
-        assert client.out == [f"tcp://127.0.0.1:{port}"]
-        echoes(("127.0.0.1", port))
+def test_requested_port(echo: Echo, tmp_path: Path) -> None:
+    ports = free_ports(10)
+    with Server(tmp_path / "server", ports=ports) as server:
+        expose = [f"ssh={ports[7]}:{port_of(echo)}"]
+        with Client(server.url, server.token(), tmp_path / "client", expose=expose) as client:
+            assert client.addresses() == [("127.0.0.1", ports[7])]
+            assert client.out == [f"tcp://127.0.0.1:{ports[7]}"]
+            echoes(("127.0.0.1", ports[7]))
 
 
 def test_next_free_port(echo: Echo, tmp_path: Path) -> None:
-    """Of a small range, ports that other programs have are passed over; when all are gone the client is told so."""
-    first = free_in_range() - 3
+    """Ports that other programs have are passed over; when all are gone the client is told so."""
+    ports = free_ports(4)
     with contextlib.ExitStack() as stack:
-        for port in (first, first + 1):
-            with contextlib.suppress(OSError):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-        server = stack.enter_context(Server(tmp_path / "server", BEST, "--ports", f"{first}-{first + 3}"))
+        for port in ports[:2]:
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        server = stack.enter_context(Server(tmp_path / "server", ports=ports))
         token = server.token()
         given = []
         for number in range(2):
@@ -174,10 +183,16 @@ def test_next_free_port(echo: Echo, tmp_path: Path) -> None:
                 Client(server.url, token, tmp_path / f"c{number}", expose=[port_of(echo)], name=f"c{number}")
             )
             given.append(client.addresses()[0][1])
-        assert sorted(given) == [first + 2, first + 3]
+        assert given == list(ports[2:])
         with Client(server.url, token, tmp_path / "late", expose=[port_of(echo)], name="late") as late:
             assert late.wait() == 3
-            assert f"{first}-{first + 3}" in message(late.err[-1])
+            assert f"{ports[0]}-{ports[-1]}" in message(late.err[-1])
+
+
+def test_usual_ports(echo: Echo, tmp_path: Path) -> None:
+    with Server(tmp_path / "server", ports=DEFAULT_PORTS) as server:
+        with Client(server.url, server.token(), tmp_path / "client", expose=[port_of(echo)]) as client:
+            assert client.addresses()[0][1] in DEFAULT_PORTS
 
 
 def test_ipv6(tmp_path: Path) -> None:
@@ -230,7 +245,8 @@ def port_on_loopback(server: Server) -> int:
 def test_port_stays_with_its_client(echo: Echo, tmp_path: Path) -> None:
     """Across restarts of the client and of the relay, though others came meanwhile."""
     expose = [port_of(echo)]
-    with Server(tmp_path / "server") as server:
+    ports = free_ports(10)
+    with Server(tmp_path / "server", ports=ports) as server:
         token = server.token()
         with Client(server.url, token, tmp_path / "client", expose=expose, name="stays") as client:
             first = client.addresses()
@@ -239,7 +255,7 @@ def test_port_stays_with_its_client(echo: Echo, tmp_path: Path) -> None:
             with Client(server.url, token, tmp_path / "client", expose=expose, name="stays") as client:
                 assert client.addresses() == first
         time.sleep(0.1)
-    with Server(tmp_path / "server") as server:
+    with Server(tmp_path / "server", ports=ports) as server:
         assert server.token() == token
         with Client(server.url, token, tmp_path / "third", expose=expose, name="third") as third:
             assert third.addresses() != first
@@ -289,7 +305,7 @@ def test_target_that_refuses(tmp_path: Path, echo: Echo, way: Way) -> None:
         refusing, echoing = relay.addresses
         with connect(echoing) as open_:
             for _ in range(30):
-                with connect(refusing) as visitor:
+                with knock(refusing) as visitor:
                     assert hang_up(visitor, 1)
                     with pytest.raises(ConnectionResetError):
                         visitor.recv(1)
@@ -300,14 +316,14 @@ def test_target_that_refuses(tmp_path: Path, echo: Echo, way: Way) -> None:
 def test_unix_target_that_is_not_there(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "nobody.sock"
     with Client(server.url, server.token(), tmp_path / "client", expose=[f"unix:{path}"]) as client:
-        with connect(client.addresses()[0]) as visitor:
+        with knock(client.addresses()[0]) as visitor:
             assert hang_up(visitor, 1)
         client.logs(str(path))
 
 
 def test_target_with_a_name_that_is_none(server: Server, tmp_path: Path) -> None:
     with Client(server.url, server.token(), tmp_path / "client", expose=["no-such-host.invalid:22"]) as client:
-        with connect(client.addresses()[0]) as visitor:
+        with knock(client.addresses()[0]) as visitor:
             assert hang_up(visitor, 12)
         client.logs("no-such-host.invalid")
 
@@ -334,7 +350,8 @@ def test_target_that_comes_later(server: Server, tmp_path: Path) -> None:
 def test_client_comes_back_when_the_relay_does(tmp_path: Path, echo: Echo, way: Way) -> None:
     port = free_port()
     home = tmp_path / "server"
-    with Server(home, way, bind=f"127.0.0.1:{port}") as server:
+    ports = free_ports(10)
+    with Server(home, way, bind=f"127.0.0.1:{port}", ports=ports) as server:
         client = Client(server.url, server.token(), tmp_path / "client", expose=[port_of(echo)], loop=way.loop)
         with client:
             where = client.addresses()[0]
@@ -344,7 +361,7 @@ def test_client_comes_back_when_the_relay_does(tmp_path: Path, echo: Echo, way: 
             client.logs("", since=since)  # it says so
             time.sleep(1)
             assert client.popen.poll() is None
-            with Server(home, way, bind=f"127.0.0.1:{port}"):
+            with Server(home, way, bind=f"127.0.0.1:{port}", ports=ports):
                 assert reaches(where, 5), client.stderr
             assert "Traceback" not in client.stderr
 
@@ -473,16 +490,66 @@ def test_state_is_private(server: Server) -> None:
     assert server.state.joinpath("relay.key").is_file()
 
 
-def test_own_certificate(echo: Echo, tmp_path: Path) -> None:
-    """`--cert` and `--key`: the pin in the token is theirs."""
-    with Server(tmp_path / "first"):
-        pass
-    cert, key = (next((tmp_path / "first").rglob(f"relay.{kind}")) for kind in ("crt", "key"))
-    with Server(tmp_path / "second", BEST, "--cert", str(cert), "--key", str(key)) as server:
-        done = once("token", "show", "--state", str(tmp_path / "first"), state=tmp_path)
-        assert done.stdout.strip().split(".")[3] == server.token().split(".")[3]
-        with Client(server.url, server.token(), tmp_path / "client", expose=[port_of(echo)]) as client:
+def test_self_signed_certificate_of_ones_own(echo: Echo, tmp_path: Path) -> None:
+    """`--cert` and `--key`: the token pins them."""
+    with Server(tmp_path / "first") as server:
+        expected = server.token().split(".")[3]
+    paths = ["--cert", str(tmp_path / "first" / "relay.crt"), "--key", str(tmp_path / "first" / "relay.key")]
+    with Server(tmp_path / "second", BEST, *paths) as server:
+        token = server.token(*paths)
+        assert token.split(".")[3] == expected
+        with Client(server.url, token, tmp_path / "client", expose=[port_of(echo)]) as client:
             echoes(client.addresses()[0])
+
+
+def certificate(home: Path) -> tuple[Path, Path, Path]:
+    """A CA, and a certificate that it signed for 127.0.0.1: the files of the CA, the certificate and its key."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def make(name: str, issuer: x509.Name | None, signer: ec.EllipticCurvePrivateKey | None) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = x509.CertificateBuilder(issuer or subject, subject, key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+        builder = builder.add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key((signer or key).public_key()), critical=False
+        )
+        host = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        builder = builder.add_extension(x509.SubjectAlternativeName([host]), critical=False)
+        usage = x509.KeyUsage(True, False, False, False, False, signer is None, signer is None, False, False)
+        builder = builder.add_extension(usage, critical=True)
+        made = builder.sign(signer or key, hashes.SHA256())
+        plain = serialization.NoEncryption()
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+        (home / f"{name}.key").write_bytes(pem)
+        (home / f"{name}.key").chmod(0o600)
+        (home / f"{name}.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        keys[name] = key
+
+    keys: dict[str, ec.EllipticCurvePrivateKey] = {}
+    make("authority", None, None)
+    make("relay", x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")]), keys["authority"])
+    return home / "authority.crt", home / "relay.crt", home / "relay.key"
+
+
+def test_certificate_of_an_authority(echo: Echo, tmp_path: Path) -> None:
+    """The token has no pin: a client whose machine trusts the CA connects, another sends nothing and ends."""
+    authority, cert, key = certificate(tmp_path)
+    paths = ["--cert", str(cert), "--key", str(key)]
+    with Server(tmp_path / "server", BEST, *paths) as server:
+        token = server.token(*paths)
+        assert len(token.split(".")) == 3
+        with Client(server.url, token, tmp_path / "one", expose=[port_of(echo)], name="one", trust=authority) as client:
+            echoes(client.addresses()[0])
+        with Client(server.url, token, tmp_path / "two", expose=[port_of(echo)], name="two") as client:
+            assert client.wait() == 3
+            assert "certificate" in message(client.err[-1])
+        elsewhere = server.url.replace("127.0.0.1", "localhost")
+        with Client(elsewhere, token, tmp_path / "three", expose=["22"], name="three", trust=authority) as client:
+            assert client.wait() == 3, "the certificate is not for that host"
+            assert "certificate" in message(client.err[-1])
 
 
 def test_logs_name_the_visitors_end(server: Server, echo: Echo, tmp_path: Path) -> None:

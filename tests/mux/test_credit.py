@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrelay import wire
+from fastrelay.mux import credit
 from fastrelay.mux.credit import RATE_SPAN, Meter, Pool, first_window, process_pool, step, tunnel_pool
 from fastrelay.mux.stream import Stream
 from fastrelay.wire import CREDIT_STEP, PROCESS_POOL, TUNNEL_POOL, WINDOW_FIRST, WINDOW_FLOOR, WINDOW_MAX, Kind
@@ -96,6 +97,29 @@ def test_no_verdict_before_the_span_is_over() -> None:
     assert meter.window(10**9, 10.0 + 0.0801, 0.04, True, 12345) == WINDOW_MAX
 
 
+@given(st.floats(0.001, 1), st.booleans())
+def test_while_the_rate_grows_the_window_is_not_what_limits_it(min_rtt: float, alone: bool) -> None:
+    meter = Meter(0, 0.0)
+    queue = credit._QUEUE_ALONE if alone else credit._QUEUE_SHARED
+    fast, slow = credit._GROWING, credit._STEADY
+    rate, consumed, now = 1e5, 0, 0.0
+    for gain, factor in ((fast, 1.0), (fast, 1.2), (fast, 2.0), (slow, 1.0), (slow, 1.05), (fast, 1.2)):
+        rate *= factor
+        now += 3 * min_rtt + RATE_SPAN
+        consumed += int(rate * (3 * min_rtt + RATE_SPAN))
+        window = meter.window(consumed, now, min_rtt, alone, WINDOW_FIRST)
+        assert window == pytest.approx(rate * (gain * min_rtt + queue) + CREDIT_STEP, rel=0.01)
+
+
+def test_a_rate_that_falls_is_believed_slowly() -> None:
+    meter = Meter(0, 0.0)
+    first = meter.window(10**6, 1.0, 0.1, True, 0)
+    idle = [meter.window(10**6, 1.0 + n, 0.1, True, 0) for n in (1, 2, 3)]
+    expected = [1e6 * 0.9**n * (credit._STEADY * 0.1 + credit._QUEUE_ALONE) for n in (1, 2, 3)]
+    assert [window - CREDIT_STEP for window in idle] == pytest.approx(expected, rel=0.01)
+    assert first > idle[0]
+
+
 def test_a_path_of_unknown_length_is_not_taken_for_a_short_one() -> None:
     meter = Meter(0, 0.0)
     assert meter.window(10_000, 1.0, 0.0, True, WINDOW_FIRST) == WINDOW_FIRST
@@ -118,9 +142,9 @@ class Path:
     def needed(self) -> float:
         return self.rate * self.rtt
 
-    def formula(self, gain: float, queue: float) -> float:
-        """protocol.md 8.2."""
-        return self.rate * (gain * self.rtt + queue) + CREDIT_STEP
+    def formula(self, gain: float) -> float:
+        """protocol.md 8.2, for a stream that is alone."""
+        return self.rate * (gain * self.rtt + credit._QUEUE_ALONE) + CREDIT_STEP
 
 
 PATHS = {
@@ -195,8 +219,8 @@ def test_a_window_grows_to_what_the_path_needs_and_no_further(path: Path) -> Non
     assert grown <= path.grown * path.rtt
     settled = [window for seconds, _, window in log if seconds > path.seconds / 2]
     assert min(settled) >= path.needed
-    assert max(window for _, _, window in log) <= max(WINDOW_FIRST, path.formula(2 * measured, 0.004) * 1.1)
-    assert log[-1][2] <= path.formula(1.2 * measured, 0.004) * 1.1
+    assert max(window for _, _, window in log) <= max(WINDOW_FIRST, path.formula(credit._GROWING * measured) * 1.1)
+    assert log[-1][2] <= path.formula(credit._STEADY * measured) * 1.1
 
     (begin, before, _), (end, after, _) = log[len(log) // 2], log[-1]
     assert (after - before) / (end - begin) >= 0.98 * path.rate, "the window must not be what limits the stream"
@@ -216,4 +240,4 @@ def test_a_window_shrinks_when_the_path_gets_slow() -> None:
     transfer(fast, side, stream)
     assert stream.window >= fast.needed
     transfer(slow, side, stream)
-    assert stream.window <= slow.formula(1.3, 0.004) < fast.needed
+    assert stream.window <= slow.formula(1.3) < fast.needed

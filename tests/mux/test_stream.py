@@ -174,6 +174,24 @@ def test_consumed_is_never_more_than_was_sent() -> None:
     assert side.refuses(pair.window(ID, 100_001, 6)) is Code.PROTOCOL
 
 
+@pytest.mark.parametrize("end", ["fin", "STOP", "reset", "RESET"])
+def test_after_the_end_there_is_no_room_for_anybody(end: str) -> None:
+    side, stream, tap = opener()
+    side.feed(pair.accept(ID))
+    side.send(stream, b"12345")
+    match end:
+        case "fin":
+            stream.fin()
+        case "STOP":
+            side.feed(pair.stop(ID))
+        case "reset":
+            stream.reset(Code.CANCEL)
+        case _:
+            side.feed(pair.reset(ID))
+    side.feed(pair.window(ID, 200_000, 5))
+    assert (stream.room(), stream.send_limit, stream.sent, tap.rooms) == (0, 5, 5, 0)
+
+
 def test_fin_is_sent_once() -> None:
     side, stream, _ = opener()
     stream.fin()
@@ -260,11 +278,14 @@ def test_trunc_that_nobody_asked_for_resets_the_stream() -> None:
 
 
 def test_trunc_unasked_at_the_end_of_the_other_half() -> None:
-    side, stream, tap = acceptor()
+    side, stream, tap = acceptor(held=True)
     stream.fin()
     side.sent()
-    side.feed(pair.trunc(ID))
+    side.feed(pair.data(ID, b"incomplete") + pair.trunc(ID))
     assert (tap.code, tap.fin, side.sent(), stream.ended) == (Code.CANCEL, False, [], True)
+    assert side.pool.used > 0
+    tap.release()
+    assert side.pool.used == 0
 
 
 # --- resets ------------------------------------------------------------------------------------------------------------
@@ -281,6 +302,14 @@ def test_reset_here_is_answered_and_then_forgotten() -> None:
     assert not side.session.streams and side.sent() == []
     assert (tap.code, bytes(tap.received)) == (None, b""), "who resets is not told"
     side.check()
+
+
+def test_what_was_queued_behind_a_reset_from_here_is_gone() -> None:
+    side, stream, _ = acceptor(held=True)
+    side.feed(pair.data(ID, b"queued"))
+    stream.reset(Code.CONNECTION_RESET)
+    side.feed(pair.reset(ID))
+    assert side.pool.used == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(37, Code.CONNECTION_RESET), (4711, Code.INTERNAL), (0, Code.NO_ERROR)])

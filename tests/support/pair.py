@@ -311,6 +311,15 @@ class Side:
         assert pool.parent is not None and pool.parent.used == pool.used
 
 
+def relay(max_streams: int = wire.MAX_STREAMS) -> Side:
+    """A relay's session, alone."""
+    return Side(Clock(), dialer=False, ours=wire.Settings(max_streams=max_streams))
+
+
+def client(max_streams: int = wire.MAX_STREAMS, theirs: wire.Settings = DEFAULTS) -> Side:
+    return Side(Clock(), dialer=True, ours=wire.Settings(max_streams=max_streams), theirs=theirs)
+
+
 class Pair:
     """A dialer and a listener. Bytes wait in `out` of the side that wrote them until `deliver`."""
 

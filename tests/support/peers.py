@@ -41,6 +41,15 @@ def connect(address: Address, timeout: float = TIMEOUT, source: str | None = Non
     return sock
 
 
+def knock(address: Address) -> socket.socket:
+    """A connection that nobody has waited for: what it meets, a reset too, is told by the first `recv`, behind what was said before."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.connect_ex(address)
+    sock.settimeout(TIMEOUT)
+    return sock
+
+
 def accept(listener: socket.socket, timeout: float = TIMEOUT) -> socket.socket:
     """The next connection of a listener, with a timeout of its own."""
     listener.settimeout(timeout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -24,6 +25,7 @@ from tests.support.peers import Address
 
 ROOT = Path(__file__).resolve().parents[2]
 START = 20.0
+DEFAULT_PORTS = range(20_000, 21_000)
 
 
 class Way:
@@ -198,14 +200,25 @@ def address(url: str) -> Address:
 
 
 class Server(Process):
-    """A relay process. `url` is what a client takes as RELAY."""
+    """A relay process. `url` is what a client takes as RELAY.
 
-    def __init__(self, state: Path, way: Way = BEST, *options: str, bind: str = "127.0.0.1:0") -> None:
+    It gives out `ports`: unless told otherwise a hundred drawn at random, so that runs beside each other do not take each other's.
+    """
+
+    def __init__(
+        self, state: Path, way: Way = BEST, *options: str, bind: str = "127.0.0.1:0", ports: range | None = None
+    ) -> None:
         if way.loop == "uvloop":
             need.uvloop()
         state.mkdir(parents=True, exist_ok=True)
         self.state = state
         self.way = way
+        if ports is None:
+            first = random.randrange(10_000, 32_000, 100)
+            ports = range(first, first + 100)
+        self.ports = ports
+        if ports != DEFAULT_PORTS:
+            options = ("--ports", f"{ports[0]}-{ports[-1]}", *options)
         plain = () if way.tls else ("--plaintext",)
         super().__init__(
             fastrelay("server", "--bind", bind, "--state", str(state), "--loop", way.loop, *plain, *options),
@@ -221,9 +234,9 @@ class Server(Process):
     def address(self) -> Address:
         return address(self.url)
 
-    def token(self) -> str:
+    def token(self, *options: str) -> str:
         """The first token of this relay."""
-        done = once("token", "show", "--state", str(self.state), state=self.state)
+        done = once("token", "show", "--state", str(self.state), *options, state=self.state)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert len(lines) == 1, f"not a token alone on stdout: {done.stdout!r}"
@@ -231,7 +244,7 @@ class Server(Process):
 
 
 class Client(Process):
-    """A client process. Its state, and so its identity, is in `state`."""
+    """A client process. Its state, and so its identity, is in `state`; `trust` is a file with the CAs of its machine."""
 
     def __init__(
         self,
@@ -242,15 +255,16 @@ class Client(Process):
         expose: list[str],
         loop: str = BEST.loop,
         name: str = "",
+        trust: Path | None = None,
     ) -> None:
         state.mkdir(parents=True, exist_ok=True)
         self.exposed = len(expose)
         named = ("--name", name) if name else ()
         exposes = [word for spec in expose for word in ("--expose", spec)]
-        super().__init__(
-            fastrelay("client", relay, "--loop", loop, *named, *exposes, *options),
-            environment(state, FASTRELAY_TOKEN=token),
-        )
+        env = environment(state, FASTRELAY_TOKEN=token)
+        if trust:
+            env["SSL_CERT_FILE"] = str(trust)
+        super().__init__(fastrelay("client", relay, "--loop", loop, *named, *exposes, *options), env)
 
     def addresses(self) -> list[Address]:
         """Where visitors reach each exposure, in the order of `expose`, once all are reachable."""
