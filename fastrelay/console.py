@@ -40,7 +40,9 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         sign, colour = _SIGNS.get(record.levelno, (" ", ""))
-        text = f"{when}  {paint(sign, colour)} {record.getMessage()}"
+        # Names and addresses come from strangers: nothing of theirs may move the cursor.
+        message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in record.getMessage())
+        text = f"{when}  {paint(sign, colour)} {message}"
         return text if record.exc_info is None else f"{text}\n{self.formatException(record.exc_info)}"
 
 

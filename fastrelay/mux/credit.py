@@ -66,19 +66,20 @@ def step(window: int) -> int:
 class Meter:
     """The rate at which one stream is consumed, and the window that this rate needs. Made for streams that move a lot, not for all."""
 
-    __slots__ = ("_growing", "_offset", "_rate", "_time")
+    __slots__ = ("_growing", "_needed", "_offset", "_rate", "_time")
 
     def __init__(self, offset: int, now: float) -> None:
         self._offset = offset
         self._time = now
         self._rate = 0.0
         self._growing = True
+        self._needed = 0  # what the last span said, 0 before the first
 
     def window(self, consumed: int, now: float, min_rtt: float, alone: bool, current: int) -> int:
         """The window for a stream that has consumed up to `consumed`; `current` until a span of 2 RTT has passed."""
         span = now - self._time
         if span < RATE_SPAN or span < 2 * min_rtt:
-            return current
+            return self._needed or current
         rate = (consumed - self._offset) / span
         self._offset = consumed
         self._time = now
@@ -86,4 +87,7 @@ class Meter:
         self._rate = max(rate, _RATE_DECAY * self._rate)
         in_flight = (_GROWING if self._growing else _STEADY) * min_rtt + (_QUEUE_ALONE if alone else _QUEUE_SHARED)
         needed = max(WINDOW_FLOOR, min(WINDOW_MAX, int(self._rate * in_flight) + _BASE))
-        return needed if min_rtt else max(needed, current)  # until the first PONG a long path looks like none
+        if not min_rtt:  # until the first PONG a long path looks like none
+            return max(needed, current)
+        self._needed = needed
+        return needed

@@ -72,7 +72,7 @@ class Session:
         decoder.hand_to(self._control, self._stray, self._empty, ours.max_data)
         self._wake = wake
         self._next_id = 1 if dialer else 2
-        self._highest = 0  # the highest id that the other side has opened
+        self.highest = 0  # the highest id that the other side has opened
         self._their_streams = 0
         self._floods = floods.Floods()
         self._marked: list[Stream] = []
@@ -117,7 +117,7 @@ class Session:
         window = stream.window
         self.write(wire.frame(Kind.OPEN, number, wire.pack_open(wire.Open(wire.STREAM_TCP, window, service, visitor))))
         if number > _ID_MARK:
-            self.going_away = True
+            self.goaway(Code.SHUTDOWN, "the ids of this session are used up")
         return stream
 
     def expose(self, request: wire.Expose) -> None:
@@ -129,7 +129,7 @@ class Session:
     def goaway(self, code: Code, text: str) -> None:
         """Say GOAWAY. After SHUTDOWN the streams go on; after any other code the caller closes the tunnel."""
         self.going_away = True
-        self.write(wire.frame(Kind.GOAWAY, 0, wire.pack_goaway(self._highest, code, text)))
+        self.write(wire.frame(Kind.GOAWAY, 0, wire.pack_goaway(self.highest, code, text)))
 
     def lose(self) -> None:
         """The tunnel is gone: every stream is reset (protocol.md 9.3), and none is opened any more."""
@@ -232,13 +232,13 @@ class Session:
 
     def _on_open(self, number: int, payload: bytes) -> None:
         request = wire.unpack_open(payload)
-        if not self._is_theirs(number) or number <= self._highest:
-            raise ProtocolError(Code.PROTOCOL, f"OPEN with stream id {number} after {self._highest}")
+        if not self._is_theirs(number) or number <= self.highest:
+            raise ProtocolError(Code.PROTOCOL, f"OPEN with stream id {number} after {self.highest}")
         if request.limit > wire.MAX_OFFSET:
             raise ProtocolError(Code.FLOW_CONTROL, f"stream {number}: a limit of {request.limit} bytes cannot be")
         if not self.dialer:
             self._floods.charge(floods.OPEN, self.now)
-        self._highest = number
+        self.highest = number
         stream = self._new(number, opener=False)
         stream.send_limit = request.limit
         self._their_streams += 1
@@ -307,7 +307,7 @@ class Session:
         return (number % 2 == 0) is self.dialer
 
     def _was_open(self, number: int) -> bool:
-        return number <= self._highest if self._is_theirs(number) else number < self._next_id
+        return number <= self.highest if self._is_theirs(number) else number < self._next_id
 
     def _new(self, number: int, *, opener: bool) -> Stream:
         wanted = first_window(len(self.streams) + 1)

@@ -23,6 +23,7 @@ import fcntl
 import socket
 import struct
 import termios
+import time
 from os import write
 from typing import TYPE_CHECKING, cast
 
@@ -184,13 +185,12 @@ class Edge(asyncio.BufferedProtocol):
             self._output_over()
 
     def on_reset(self, code: Code) -> None:
-        self.stream = None
+        # The stream is over but not let go: what is queued still counts against its share of the pool.
         self._discard()
         self._fin_due = False
         self._drain(self._runtime.loop.time() + RESET_DRAIN, _POLL_FIRST)
 
     def on_lost(self) -> None:
-        self.stream = None
         self._abort()
 
     def on_stop(self) -> None:
@@ -243,6 +243,7 @@ class Edge(asyncio.BufferedProtocol):
         stream = self.stream
         if stream is not None:
             stream.queued = len(backlog) if self._backlog is not None else 0
+            stream.session.now = time.monotonic()
             stream.drained()
         if self._backlog is None and self._fin_due:
             self._output_over()

@@ -374,7 +374,8 @@ class Link(asyncio.BufferedProtocol):
             return
         self.error = error
         self.decoder.stopped = True
-        last = wire.frame(wire.Kind.GOAWAY, 0, wire.pack_goaway(0, error.code, error.text))
+        highest = 0 if self.session is None else self.session.highest
+        last = wire.frame(wire.Kind.GOAWAY, 0, wire.pack_goaway(highest, error.code, error.text))
         if self._fd >= 0:
             try:
                 os.write(self._fd, self._pending + last)
