@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import time
 
 import msgspec
 
@@ -38,7 +39,7 @@ class Lines(logging.Formatter):
     """`12:04:51  ! text`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        when = time.strftime("%H:%M:%S", time.localtime(record.created))
         sign, colour = _SIGNS.get(record.levelno, (" ", ""))
         # Names and addresses come from strangers: nothing of theirs may move the cursor.
         message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in record.getMessage())

@@ -5,7 +5,7 @@
     ├── StartError          the process cannot start, or was refused        (exit code 3)
     ├── PinError            the relay's key is not the one that the token names
     └── ProtocolError       the other side broke protocol.md; carries the code that GOAWAY will name
-        └── Refused         the other side said GOAWAY before the session began
+        └── RefusedError         the other side said GOAWAY before the session began
 
 The texts are sentences for a person: what, why, what next.
 """
@@ -76,5 +76,5 @@ class ProtocolError(FastrelayError):
         return f"{self.code.name}: {self.text}"
 
 
-class Refused(ProtocolError):
+class RefusedError(ProtocolError):
     """The other side said GOAWAY before the session began."""

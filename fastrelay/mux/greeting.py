@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from fastrelay import wire
 from fastrelay.auth import ClientLogin, RelayLogin
-from fastrelay.errors import Code, ProtocolError, Refused
+from fastrelay.errors import Code, ProtocolError, RefusedError
 from fastrelay.mux.decoder import Decoder
 from fastrelay.wire import Kind
 
@@ -29,7 +29,7 @@ class Greeting:
     def _control(self, kind: int, stream: int, payload: bytes) -> None:
         if kind == Kind.GOAWAY:
             _, code, text = wire.unpack_goaway(payload)
-            raise Refused(code, text)
+            raise RefusedError(code, text)
         if kind != self._expected:
             raise ProtocolError(Code.PROTOCOL, f"{self._expected.name} was due, not a frame of kind 0x{kind:02x}")
         self._step(payload)

@@ -120,29 +120,31 @@ class Dial:
         """Try one address after the other; raises the last one's OSError."""
         last: OSError = OSError(errno.EHOSTUNREACH, "no address")
         for address in await self._resolver.addresses(self._target):
-            sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                if address[0] != socket.AF_UNIX:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
-                reset = False
-                try:
-                    await self._runtime.loop.sock_connect(sock, address[1])
-                except ConnectionResetError:
-                    reset = True  # it was connected, spoke perhaps, and was reset before we looked
+                edge = await self._connect_to(address)
             except OSError as error:
-                sock.close()
                 last = error
                 continue
-            except BaseException:
-                sock.close()
-                raise
             self._resolver.worked(self._target, address)
-            edge = Edge(self._runtime)
-            if reset:
-                edge.was_reset()
-            await self._runtime.loop.connect_accepted_socket(lambda: edge, sock)
             return edge
         raise last
+
+    async def _connect_to(self, address: Address) -> Edge:
+        loop = self._runtime.loop
+        edge = Edge(self._runtime)
+        sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            if address[0] != socket.AF_UNIX:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+            try:
+                await loop.sock_connect(sock, address[1])
+            except ConnectionResetError:
+                edge.was_reset()  # it was connected, spoke perhaps, and was reset before we looked
+            await loop.connect_accepted_socket(lambda: edge, sock)
+        except BaseException:
+            sock.close()
+            raise
+        return edge
 
     def _join(self, edge: Edge) -> None:
         stream = self._stream

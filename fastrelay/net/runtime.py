@@ -6,9 +6,9 @@ Reads are synchronous (get_buffer, read, buffer_updated), so one slab serves eve
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 from fastrelay.errors import StartError
 from fastrelay.mux.credit import process_pool
@@ -87,6 +87,5 @@ def fd_limit() -> int:
             f"This process may open {soft} files, at least {SMALLEST_LIMIT} are needed; raise the limit with `ulimit -n 4096`."
         )
     # What is open already cannot be given to visitors.
-    return (
-        min(soft, 1 << 20) - len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else min(soft, 1 << 20)
-    )
+    open_now = Path("/proc/self/fd")
+    return min(soft, 1 << 20) - (len(list(open_now.iterdir())) if open_now.is_dir() else 0)

@@ -16,7 +16,7 @@ from hashlib import sha256
 from fastrelay import __version__, log, wire
 from fastrelay.auth import ClientLogin, Token
 from fastrelay.config import ClientConfig, Exposure, Target, join_host
-from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError, Refused, StartError
+from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError, RefusedError, StartError
 from fastrelay.mux.greeting import ClientGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
@@ -145,12 +145,12 @@ class Client:
         error = self._lost
         if isinstance(error, ProtocolError) and error.code in _FINAL:
             self._fatal = StartError(f"The relay {self.config.relay.url} refused: {error.text}.")
-        elif not self._once and (isinstance(error, PinError) or isinstance(error, ssl.SSLCertVerificationError)):
+        elif not self._once and isinstance(error, (PinError, ssl.SSLCertVerificationError)):
             self._fatal = StartError(self._explain(error))
 
     async def _wait(self) -> None:
         self._backoff.failed()
-        delay = self._backoff.wait(random.random())  # noqa: S311 - jitter, not a secret
+        delay = self._backoff.wait(random.random())
         log.warning(
             "tunnel.retry",
             f"{self._explain(self._lost)} Retry {self._backoff.failures} in {delay:.1f} s.",
@@ -202,7 +202,7 @@ class Client:
             self.drain()
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
-        if isinstance(error, ProtocolError) and not isinstance(error, Refused) and link.first_bytes[:1] == b"\x15":
+        if isinstance(error, ProtocolError) and not isinstance(error, RefusedError) and link.first_bytes[:1] == b"\x15":
             error = ConnectionAbortedError("it speaks TLS, and this client does not; use tls:// for it")
         self._lost = error
         self._link = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import secrets
+import socket
 import ssl
 import time
 
@@ -93,8 +94,8 @@ class Server:
             self._door.close()
         for link in list(self._tunnels):
             link.abort(ConnectionAbortedError("the relay has ended"))
-        while self._tunnels:
-            await asyncio.sleep(0)
+        if self._tunnels:
+            await self._empty.wait()
         await asyncio.sleep(0)  # visitors' transports end one turn after their tunnel
         self._save()
         await self.runtime.close()
@@ -182,11 +183,11 @@ class Service:
 
     __slots__ = ("door", "name", "number", "tunnel")
 
-    def __init__(self, tunnel: Tunnel, number: int, name: str, door: VisitorDoor) -> None:
+    def __init__(self, tunnel: Tunnel, number: int, name: str, runtime: Runtime, sock: socket.socket) -> None:
         self.tunnel = tunnel
         self.number = number
         self.name = name
-        self.door = door
+        self.door = VisitorDoor(runtime, sock, lambda: Visitor(runtime, self))
 
 
 class Visitor(Edge):
@@ -313,12 +314,10 @@ class Tunnel:
                 continue
             server.registry.grant(self.name, request.name, port)
             server.save_soon()
-            service: Service
-            door = VisitorDoor(server.runtime, sock, lambda: Visitor(server.runtime, service))
-            service = Service(self, request.service, request.name, door)
+            service = Service(self, request.service, request.name, server.runtime, sock)
             self.services[request.service] = service
             if not server.runtime.full:
-                door.open()
+                service.door.open()
             return wire.Exposed(service=request.service, port=port)
         if request.port:
             return refused("port-taken", f"port {request.port} is in use by another program on the relay")

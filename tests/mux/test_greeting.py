@@ -8,7 +8,7 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.auth import ClientLogin, RelayLogin, Token, Verifier
-from fastrelay.errors import Code, ProtocolError, Refused
+from fastrelay.errors import Code, ProtocolError, RefusedError
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.greeting import ClientGreeting, Greeting, RelayGreeting
 from fastrelay.wire import Kind, Settings
@@ -152,7 +152,7 @@ def test_nothing_else_is_even_parsed(step: int, payload: bytes) -> None:
 @pytest.mark.parametrize("step", range(4))
 def test_a_refusal_is_not_an_error_of_the_other_side(step: int) -> None:
     greeting, _ = at_step(step)
-    with pytest.raises(Refused, match="NAME_TAKEN: another one") as caught:
+    with pytest.raises(RefusedError, match="NAME_TAKEN: another one") as caught:
         greeting.feed(memoryview(pair.goaway(Code.NAME_TAKEN, "another one")), 0.0)
     assert caught.value.code is Code.NAME_TAKEN
 
