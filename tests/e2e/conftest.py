@@ -8,6 +8,9 @@ import pytest
 
 from tests.support.processes import WAYS, Link, Way
 
+SPREAD = [way if way.tls is (way.loop == "uvloop") else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+"""For tests that take long: each transport and each loop once, and the other two combinations among the slow tests."""
+
 
 @pytest.fixture(scope="module", params=WAYS, ids=repr)
 def way(request: pytest.FixtureRequest) -> Way:

@@ -9,12 +9,15 @@ import re
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fastrelay import wire
+from fastrelay.errors import Code
 from tests.support.peers import TIMEOUT, Address, connect, echoes
 from tests.support.processes import BEST, Client, Echo, Relay, Server, Way, message, once
 
@@ -133,14 +136,17 @@ def test_tls_to_a_plain_port(relay: Relay) -> None:
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_garbage_inside_tls(relay: Relay, kind: str) -> None:
-    with (
-        connect(relay.server.address) as raw,
-        context().wrap_socket(raw) as sock,
-        contextlib.suppress(ssl.SSLError, ConnectionError),
-    ):
+    """It is answered with a GOAWAY that says what is wrong, before anything else is said."""
+    with connect(relay.server.address) as raw, context().wrap_socket(raw, suppress_ragged_eofs=False) as sock:
         sock.sendall(GARBAGE[kind])
-        while sock.recv(65_536):
-            pass
+        answer = b""
+        while len(answer) < wire.HEADER_SIZE + 8:
+            piece = sock.recv(4096)
+            assert piece, answer
+            answer += piece
+    assert answer[0] == wire.Kind.GOAWAY
+    last, code = struct.unpack_from(">II", answer, wire.HEADER_SIZE)
+    assert (last, code) in ((0, Code.PROTOCOL), (0, Code.FRAME_SIZE))
 
 
 @over_tls

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import SPREAD
 from tests.support import need
 from tests.support.peers import TIMEOUT, Address, connect, free_port, listens, until
 from tests.support.processes import DIRECT, Process, Relay, Way
@@ -48,6 +49,12 @@ class Nginx(Process):
         self.popen.terminate()  # the master ends its workers; a killed one would not
         self.wait()
         super().__exit__(*error)
+
+
+@pytest.fixture(scope="module", params=SPREAD, ids=repr)
+def way(request: pytest.FixtureRequest) -> Way:
+    assert isinstance(request.param, Way)
+    return request.param
 
 
 @pytest.fixture(scope="module")

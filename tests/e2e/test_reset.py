@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.e2e.conftest import SPREAD
 from tests.support import need
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import (
@@ -114,6 +115,7 @@ def test_other_end_floods(link: Link, who: str) -> None:
         assert isinstance(flooding.result(TIMEOUT), ConnectionError)
 
 
+@pytest.mark.parametrize("way", SPREAD, indirect=True, ids=repr, scope="module")
 def test_noticed_while_nobody_reads(link: Link) -> None:
     """One end floods until credit stops it and resets; the other end does not read, and is told all the same."""
     with link.pair() as first, link.pair() as second:  # both ways round at once, for it takes two drains

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from fastrelay import wire
+from tests.e2e.conftest import SPREAD
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import TIMEOUT, Pump, accept, ask, background, connect, read, until
-from tests.support.processes import WAYS, Echo, Relay, Way
+from tests.support.processes import Echo, Relay, Way
 
 SLOW = 50
 PINGS = 1000
@@ -27,7 +28,7 @@ def echo() -> Iterator[Echo]:
         yield made
 
 
-@pytest.mark.parametrize("way", WAYS, ids=repr)
+@pytest.mark.parametrize("way", SPREAD, ids=repr)
 @pytest.mark.parametrize("flooding", ["targets", "visitors"])
 def test_others_go_on_and_memory_is_bounded(tmp_path: Path, echo: Echo, way: Way, flooding: str) -> None:
     with (

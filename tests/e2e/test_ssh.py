@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import SPREAD
 from tests.support import need
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import Address, background, free_port, listens, until
@@ -78,6 +79,12 @@ class Sshd(Process):
 
     def scp(self, address: Address, source: str, goal: str) -> list[str]:
         return [need.program("scp"), "-q", *self.options, "-P", str(address[1]), source, goal]
+
+
+@pytest.fixture(scope="module", params=SPREAD, ids=repr)
+def way(request: pytest.FixtureRequest) -> Way:
+    assert isinstance(request.param, Way)
+    return request.param
 
 
 @pytest.fixture(scope="module")

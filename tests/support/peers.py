@@ -231,7 +231,7 @@ class Pump:
                 self.sent += size
                 self.moved = time.monotonic()
 
-    def stuck(self, seconds: float = 0.5) -> bool:
+    def stuck(self, seconds: float = 0.3) -> bool:
         """Whether no socket took a byte for so long."""
         return time.monotonic() - self.moved > seconds
 
