@@ -6,6 +6,7 @@ On a terminal a line is for people; elsewhere it is one JSON object. NO_COLOR an
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import os
 import socket
@@ -32,7 +33,10 @@ class JsonLines(logging.Formatter):
         line.update(fields)
         if record.exc_info is not None:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        try:
+            return msgspec.json.encode(line).decode()
+        except UnicodeEncodeError:  # a path that is not UTF-8
+            return json.dumps(line)
 
 
 class Lines(logging.Formatter):

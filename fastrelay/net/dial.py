@@ -54,7 +54,19 @@ class Dial:
     `done(stream, code, error)` is called once: with NO_ERROR when the target is joined, with CANCEL when the stream went first.
     """
 
-    __slots__ = ("_done", "_early", "_fin", "_link", "_resolver", "_runtime", "_stream", "_target", "_task")
+    __slots__ = (
+        "_code",
+        "_done",
+        "_early",
+        "_error",
+        "_fin",
+        "_link",
+        "_resolver",
+        "_runtime",
+        "_stream",
+        "_target",
+        "_task",
+    )
 
     def __init__(
         self,
@@ -73,8 +85,12 @@ class Dial:
         self._done = done
         self._early = bytearray()
         self._fin = False
+        self._code = Code.CANCEL
+        self._error: OSError | None = None
         stream.attach(self)
         self._task = runtime.spawn(runtime.loop.create_task(self._dial()))
+        # Not at the end of the task's own code: a task that is cancelled before its first step runs none of it.
+        self._task.add_done_callback(lambda _: self._done(self._code, self._error))
 
     def deliver(self, piece: memoryview) -> None:
         self._early += piece
@@ -97,24 +113,26 @@ class Dial:
         """There is nothing to send yet."""
 
     async def _dial(self) -> None:
-        error: OSError | None = None
-        code = Code.CANCEL
         try:
             async with asyncio.timeout(DIAL_TIME):
                 edge = await self._connect()
-            self._join(edge)
-            code = Code.NO_ERROR
         except TimeoutError as failure:
-            code, error = Code.DIAL_TIMEOUT, failure
+            self._failed(Code.DIAL_TIMEOUT, failure)
         except ConnectionRefusedError as failure:
-            code, error = Code.REFUSED, failure
+            self._failed(Code.REFUSED, failure)
         except OSError as failure:
             full = failure.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
-            code, error = Code.LIMIT if full else Code.UNREACHABLE, failure
-        finally:
-            if code not in (Code.NO_ERROR, Code.CANCEL):
-                self._stream.reset(code)
-            self._done(code, error)
+            self._failed(Code.LIMIT if full else Code.UNREACHABLE, failure)
+        except UnicodeError as failure:  # a name that cannot even be asked for
+            self._failed(Code.UNREACHABLE, OSError(errno.EINVAL, str(failure)))
+        else:
+            self._code = Code.NO_ERROR
+            self._join(edge)
+
+    def _failed(self, code: Code, error: OSError) -> None:
+        self._code = code
+        self._error = error
+        self._stream.reset(code)
 
     async def _connect(self) -> Edge:
         """Try one address after the other; raises the last one's OSError."""
@@ -140,10 +158,10 @@ class Dial:
                 await loop.sock_connect(sock, address[1])
             except ConnectionResetError:
                 edge.was_reset()  # it was connected, spoke perhaps, and was reset before we looked
-            await loop.connect_accepted_socket(lambda: edge, sock)
         except BaseException:
             sock.close()
             raise
+        await loop.connect_accepted_socket(lambda: edge, sock)  # from here on the transport closes it
         return edge
 
     def _join(self, edge: Edge) -> None:
@@ -153,6 +171,8 @@ class Dial:
             return
         stream.accept()
         edge.join(stream, self._link)
+        if edge.stream is not stream:
+            return
         if self._early:
             stream.queued = 0
             edge.deliver(memoryview(self._early))

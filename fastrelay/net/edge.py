@@ -139,7 +139,11 @@ class Edge(asyncio.BufferedProtocol):
     # --- joining -------------------------------------------------------------------------------------------------------
 
     def join(self, stream: Stream, link: Link) -> None:
-        """Connect the two directions. What was read before goes first."""
+        """Connect the two directions. What was read before goes first. `stream` is None afterwards if one of the two is over already."""
+        if self._fd < 0 or stream.ended:  # the tunnel may have failed under the OPEN or ACCEPT of this very stream
+            stream.reset(Code.CONNECTION_RESET)
+            self._abort()
+            return
         self.stream = stream
         self.link = link
         stream.attach(self)
@@ -195,6 +199,8 @@ class Edge(asyncio.BufferedProtocol):
 
     def on_stop(self) -> None:
         self._discard()
+        if self._fin_due and self._backlog is None and not self._eof:
+            self._later(DISCARD_TIME, self._give_up)
 
     def on_room(self) -> None:
         """There is credit, or the tunnel can take more: send what waits, and read on."""
@@ -252,6 +258,8 @@ class Edge(asyncio.BufferedProtocol):
         # A unix socket is shut in both directions as soon as its peer has closed, TCP only after a reset or our own end.
         if reset or (both and self._tcp and not self._eof and not self._fin_due):
             self._fail()
+        elif both:  # nobody reads any more: what is still to be written fails, or there is nothing
+            self.on_writable()
 
     # --- ends ----------------------------------------------------------------------------------------------------------
 
@@ -290,7 +298,9 @@ class Edge(asyncio.BufferedProtocol):
         self._failed = True
         self._backlog = None
         stream = self.stream
-        if stream is None or self._eof or self._discarding:
+        if stream is None:
+            return  # what was read is kept for `join`, or `refuse` ends it
+        if self._discarding or (self._eof and self._stash is None):
             self._give_up()
             return
         self._fail_softly(stream)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from fastrelay import wire
 from fastrelay.errors import Code, FastrelayError, ProtocolError
+from fastrelay.mux.credit import tunnel_pool
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.session import Owner, Session
 from fastrelay.mux.stream import Stream
@@ -89,6 +90,7 @@ class Link(asyncio.BufferedProtocol):
         self._notsent = NOTSENT_FIRST
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
+        self._ending = False  # `close` waits until what was written has left
 
     # --- asyncio -------------------------------------------------------------------------------------------------------
 
@@ -100,7 +102,9 @@ class Link(asyncio.BufferedProtocol):
             self._fd = transport.get_extra_info("socket").fileno()
         else:
             self.transport.set_write_buffer_limits(_TLS_HIGH, _TLS_LOW)
-        self._timer = self.runtime.loop.call_later(wire.HANDSHAKE_TIME, self._too_slow)
+        # The time of TLS counts as well: a link is made when the connection is.
+        left = self._full_at + wire.HANDSHAKE_TIME - time.monotonic()
+        self._timer = self.runtime.loop.call_later(max(0.0, left), self._too_slow)
         try:
             self._core = self.role.on_connected(self)
         except FastrelayError as error:
@@ -171,7 +175,7 @@ class Link(asyncio.BufferedProtocol):
             dialer=dialer,
             ours=ours,
             theirs=theirs,
-            pool=self.runtime.pool,
+            pool=tunnel_pool(self.runtime.pool),
             now=now,
         )
         self.session = session
@@ -346,6 +350,8 @@ class Link(asyncio.BufferedProtocol):
             return
         self._turn_over()
         self._resume(self.waiting)
+        if self._ending:
+            self.close()
 
     def yielded(self, edge: Edge) -> None:
         """An edge has had its turn: it goes on when the others have had theirs."""
@@ -387,6 +393,24 @@ class Link(asyncio.BufferedProtocol):
         self._closing = True  # what still comes is read and thrown away, so that no RST overtakes the GOAWAY
         if self.session is not None:
             self.session.lose()
+        self._end_output()
+
+    def close(self) -> None:
+        """An end that both sides wanted, once what was written has left: a RST for what the other side still says must not destroy it."""
+        if self._closing:
+            return
+        self._turn_over()
+        self._ending = True
+        if self.blocked or self._closing:
+            return
+        self._closing = True
+        if self._fd < 0:
+            self.transport.close()
+        else:
+            self._end_output()
+
+    def _end_output(self) -> None:
+        """No more is written; what still comes is read and thrown away until the other side closes, or for a moment."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.runtime.loop.call_later(wire.GOODBYE_TIME, self._transport_abort)
@@ -396,16 +420,10 @@ class Link(asyncio.BufferedProtocol):
             except OSError:
                 pass
 
-    def close(self) -> None:
-        """An end that both sides wanted: nothing is under way."""
-        if not self._closing:
-            self._turn_over()
-            self._closing = True
-            self.transport.close()
-
     def abort(self, error: Exception) -> None:
         """The tunnel is lost: streams are reset now, the connection is dropped."""
         if self._closing:
+            self._transport_abort()  # it was about to end in order: no more time for that
             return
         self.error = error
         self._closing = True

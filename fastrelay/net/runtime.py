@@ -35,6 +35,7 @@ class Runtime:
         self.on_full: Callable[[], None] = lambda: None
         self.on_room: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._nobody = asyncio.Event()
 
     @property
     def full(self) -> bool:
@@ -47,8 +48,16 @@ class Runtime:
 
     def edge_gone(self) -> None:
         self.edges -= 1
+        if not self.edges:
+            self._nobody.set()
         if self.edges == self.budget - 1:
             self.on_room()
+
+    async def no_edges(self) -> None:
+        """Wait until no local connection is left."""
+        while self.edges:
+            self._nobody.clear()
+            await self._nobody.wait()
 
     def spawn(self, work: asyncio.Task[None]) -> asyncio.Task[None]:
         """Keep a task alive until it is done. Its exceptions are for the loop's handler: tasks at the rim catch what they expect."""

@@ -44,6 +44,7 @@ class Watch:
 
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())
+        self._watched.clear()  # connections that end later need not be removed
         self._epoll.close()
 
     def _ready(self) -> None:

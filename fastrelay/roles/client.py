@@ -65,6 +65,7 @@ class Client:
         self._over = asyncio.Event()  # the current link is gone
         self._retry = asyncio.Event()
         self._stopping = False
+        self._drain_end: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
         self._fatal: Exception | None = None
         self._lost: Exception | None = None
@@ -81,6 +82,9 @@ class Client:
                 if self._fatal is not None:
                     raise self._fatal
                 if self._stopping:
+                    await (
+                        self.runtime.no_edges()
+                    )  # the streams are over, but slow targets have not taken everything yet
                     return
                 await self._wait()
         except asyncio.CancelledError:
@@ -94,9 +98,18 @@ class Client:
         self._stopping = True
         if self._session is not None:
             self._session.goaway(Code.SHUTDOWN, "the client is going down")
+            if self._drain_end is None:
+                self._drain_end = self.runtime.loop.call_later(wire.DRAIN_TIME, self._drain_over)
             self._idle_check()
         elif self._running is not None:
             self._running.cancel()  # nothing stands yet that could be drained
+
+    def _drain_over(self) -> None:
+        log.warning("client.drained", f"Streams still open after {wire.DRAIN_TIME} s were reset.")
+        if self._link is not None:
+            self._link.abort(ConnectionAbortedError("the time to drain is over"))
+        if self._running is not None:
+            self._running.cancel()
 
     @property
     def streams(self) -> int:
@@ -105,6 +118,10 @@ class Client:
     async def close(self) -> None:
         """End at once: what is left is reset."""
         self._stopping = True
+        if self._drain_end is not None:
+            self._drain_end.cancel()
+        if self._running is not None:
+            self._running.cancel()
         if self._link is not None:
             self._link.abort(ConnectionAbortedError("the client has ended"))
             await self._over.wait()
@@ -202,6 +219,8 @@ class Client:
             self.drain()
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
+        if link is not self._link:
+            return  # the try that it belonged to was given up before it ended
         if isinstance(error, ProtocolError) and not isinstance(error, RefusedError) and link.first_bytes[:1] == b"\x15":
             error = ConnectionAbortedError("it speaks TLS, and this client does not; use tls:// for it")
         self._lost = error

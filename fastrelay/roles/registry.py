@@ -70,16 +70,14 @@ class Registry:
             if wanted not in self._ports:
                 return Offer([], "port-range", f"port {wanted} is not one of {self._ports}, which this relay gives out")
             owner = self._owner.get(wanted)
-            if owner is None or (owner == name and self._reserved[name].ports.get(service) == wanted):
+            if owner is None or owner == name:  # one's own moves from a service that is no longer exposed
                 return Offer([wanted])
-            if owner == name:
-                return Offer([], "port-taken", f"port {wanted} is this client's own, for another service")
             if owner in self._here:
                 return Offer([], "port-taken", f"port {wanted} is in use by the client {owner!r}")
             return Offer([], "port-reserved", f"port {wanted} is reserved for the client {owner!r}, which is away")
         had = self._reserved[name].ports.get(service)
         free = [port for port in self._ports if port not in self._owner]
-        if had is not None:
+        if had is not None and had in self._ports:
             return Offer([had, *free])
         if not free:
             return Offer([], "no-port", f"all ports of {self._ports} are in use or reserved")
@@ -90,9 +88,10 @@ class Registry:
         reservation = self._reserved[name]
         before = reservation.ports.get(service)
         if before is not None and before != port:
-            del self._owner[before]
+            self._owner.pop(before, None)
         self._owner[port] = name
-        self._reserved[name] = Reservation(reservation.instance, reservation.seen, {**reservation.ports, service: port})
+        others = {other: kept for other, kept in reservation.ports.items() if kept != port}
+        self._reserved[name] = Reservation(reservation.instance, reservation.seen, {**others, service: port})
 
     # --- what is kept --------------------------------------------------------------------------------------------------
 
@@ -105,7 +104,7 @@ class Registry:
             if name not in self._here and now - kept.seen > RESERVED_TIME:
                 del self._reserved[name]
                 for port in kept.ports.values():
-                    del self._owner[port]
+                    self._owner.pop(port, None)
 
 
 def _seen(reservation: Reservation, now: float) -> Reservation:

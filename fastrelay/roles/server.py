@@ -44,10 +44,12 @@ class Server:
         self.registry = Registry(config.ports, state.reservations())
         self._state = state
         self._door: TunnelDoor | None = None
+        self._links: set[Link] = set()  # those in their greeting as well
         self._tunnels: dict[Link, Tunnel] = {}
+        self._seen: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
         self._draining = False
-        self._empty = asyncio.Event()
+        self._ended = asyncio.Event()  # a link has ended while we drain
 
     @property
     def port(self) -> int:
@@ -70,7 +72,7 @@ class Server:
             raise StartError(f"Cannot listen on {where}: {_why(error)}. Choose another address with --bind.") from None
         context = None if self.identity is None else server_context(self.identity)
         self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), self._failed)
-        self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
+        self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
 
     async def drain(self) -> None:
         """Accept nobody new, let streams end for up to DRAIN_TIME, then close."""
@@ -81,22 +83,28 @@ class Server:
             tunnel.withdraw()
             tunnel.session.goaway(Code.SHUTDOWN, "the relay is going down")
             tunnel.on_idle_check()
-        if self._tunnels:
-            try:
-                await asyncio.wait_for(self._empty.wait(), wire.DRAIN_TIME)
-            except TimeoutError:
-                log.warning("server.drained", f"Streams still open after {wire.DRAIN_TIME} s were reset.")
+        try:
+            async with asyncio.timeout(wire.DRAIN_TIME):
+                while self._tunnels:
+                    self._ended.clear()
+                    await self._ended.wait()
+                await self.runtime.no_edges()  # the streams are over, but slow visitors have not taken everything yet
+        except TimeoutError:
+            log.warning("server.drained", f"Streams still open after {wire.DRAIN_TIME} s were reset.")
 
     async def close(self) -> None:
         """End at once: what is left is reset."""
         self._draining = True
-        if self._door is not None and not self._empty.is_set():
+        if self._door is not None:
             self._door.close()
-        for link in list(self._tunnels):
+        for link in list(self._links):
             link.abort(ConnectionAbortedError("the relay has ended"))
-        if self._tunnels:
-            await self._empty.wait()
+        while self._links:
+            self._ended.clear()
+            await self._ended.wait()
         await asyncio.sleep(0)  # visitors' transports end one turn after their tunnel
+        if self._seen is not None:
+            self._seen.cancel()
         self._save()
         await self.runtime.close()
         self._state.close()
@@ -116,18 +124,18 @@ class Server:
             f"fastrelay/{__version__}",
         )
         tunnel = Tunnel(self, link)
+        self._links.add(link)
         return RelayGreeting(link.decoder, login, link.write, tunnel.admit, tunnel.begin)
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
+        self._links.discard(link)
         tunnel = self._tunnels.pop(link, None)
-        if tunnel is None:
-            if not self._draining:
-                self._failed(link.peer, error, link.first_bytes)
-            return
-        tunnel.gone(error)
-        self.save_soon()
-        if self._draining and not self._tunnels:
-            self._empty.set()
+        if tunnel is not None:
+            tunnel.gone(error)
+            self.save_soon()
+        elif not self._draining:
+            self._failed(link.peer, error, link.first_bytes)
+        self._ended.set()
 
     def admitted(self, link: Link, tunnel: Tunnel) -> None:
         self._tunnels[link] = tunnel
@@ -175,7 +183,7 @@ class Server:
 
     def _still_here(self) -> None:
         self.save_soon()
-        self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
+        self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
 
 
 class Service:
@@ -305,6 +313,8 @@ class Tunnel:
         offer = server.registry.offer(self.name, request.name, request.port, time.time())
         if not offer.ports:
             return refused(offer.error, offer.text)
+        if request.port in [service.door.port for service in self.services.values()]:
+            return refused("port-taken", f"port {request.port} is this client's own, for another service")
         for port in offer.ports:
             try:
                 sock = listen(server.config.bind_host, port)

@@ -10,6 +10,8 @@ from tests.support.processes import WAYS, Link, Way
 
 SPREAD = [way if way.tls is (way.loop == "uvloop") else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
 """For tests that take long: each transport and each loop once, and the other two combinations among the slow tests."""
+TWICE = [way for way in WAYS if way.tls is (way.loop == "uvloop")]
+"""For tests that take very long: each transport and each loop once."""
 
 
 @pytest.fixture(scope="module", params=WAYS, ids=repr)

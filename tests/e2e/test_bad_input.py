@@ -340,8 +340,8 @@ def test_state_that_cannot_be_written(tmp_path: Path) -> None:
         cannot_start(tmp_path, "--state", str(state), words=(str(state),))
 
 
-def test_state_that_is_read_only() -> None:
-    cannot_start(Path("/tmp"), "--state", "/proc/fastrelay", words=("/proc/fastrelay",))
+def test_state_that_is_read_only(tmp_path: Path) -> None:
+    cannot_start(tmp_path, "--state", "/proc/fastrelay", words=("/proc/fastrelay",))
 
 
 def test_bind_address_taken(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import SPREAD
+from tests.e2e.conftest import SPREAD, TWICE
 from tests.support import need
 from tests.support.peers import TIMEOUT, Address, connect, free_port, listens, until
 from tests.support.processes import DIRECT, Process, Relay, Way
@@ -69,8 +69,18 @@ def public(way: Way, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addre
             yield relay.addresses[0]
 
 
-@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.slow)])
-def test_wrk_with_256_connections(public: Address, way: Way, seconds: int) -> None:
+def test_wrk_for_2_seconds(public: Address, way: Way) -> None:
+    wrk(public, way, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", TWICE, indirect=True, ids=repr, scope="module")
+def test_wrk_for_30_seconds(public: Address, way: Way) -> None:
+    wrk(public, way, 30)
+
+
+def wrk(public: Address, way: Way, seconds: int) -> None:
+    """256 connections, each kept."""
     command = [
         need.program("wrk"),
         "-t",

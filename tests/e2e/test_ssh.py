@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import SPREAD
+from tests.e2e.conftest import SPREAD, TWICE
 from tests.support import need
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import Address, background, free_port, listens, until
@@ -173,8 +173,18 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@pytest.mark.parametrize("size", [16 * MIB, pytest.param(1024 * MIB, marks=pytest.mark.slow)], ids=["16MiB", "1GiB"])
-def test_copy_up_and_down(sshd: Sshd, public: Address, tmp_path: Path, size: int) -> None:
+def test_copy_of_16_mib(sshd: Sshd, public: Address, tmp_path: Path) -> None:
+    copy_up_and_down(sshd, public, tmp_path, 16 * MIB)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", TWICE, indirect=True, ids=repr, scope="module")
+def test_copy_of_1_gib(sshd: Sshd, public: Address, tmp_path: Path) -> None:
+    copy_up_and_down(sshd, public, tmp_path, 1024 * MIB)
+
+
+def copy_up_and_down(sshd: Sshd, public: Address, tmp_path: Path, size: int) -> None:
+    """`scp` there and back; the same SHA-256 three times."""
     stream = Keystream("scp")
     original, there, back = tmp_path / "original", tmp_path / "there", tmp_path / "back"
     with original.open("wb") as file:

@@ -6,6 +6,7 @@ a Traceback on its stderr is a failure of the test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -357,16 +358,12 @@ class Link:
         """The same while the relay comes back: tries until it works. A cookie tells this target from late ones of earlier tries."""
         while True:
             cookie = os.urandom(8)
-            try:
-                visitor = peers.connect(self.address, timeout=1)
+            visitor = peers.knock(self.address)
+            with contextlib.suppress(OSError):
                 visitor.sendall(cookie)
-            except OSError:
-                visitor = None
-            if visitor and (target := self._with_cookie(visitor, cookie, deadline)):
-                visitor.settimeout(peers.TIMEOUT)
-                return Pair(visitor, target)
-            if visitor:
-                visitor.close()
+                if target := self._with_cookie(visitor, cookie, deadline):
+                    return Pair(visitor, target)
+            visitor.close()
             assert time.monotonic() < deadline, "no new connection reached its target in time"
             time.sleep(0.01)
 
