@@ -371,9 +371,6 @@ def _server_ready(server: Server, token: str) -> None:
 def _reachable(exposure: Exposure, host: str, port: int) -> None:
     from fastrelay.config import join_host
 
-    if sys.stderr.isatty():
-        public = f"tcp://{join_host(host, port)}"
-        _say(f"Forwarding   {public}  →  {exposure.target}     service {exposure.name!r}")
-        if exposure.target.port == 22:
-            _say(f"Try it       ssh -p {port} you@{host}")
+    if sys.stderr.isatty() and exposure.target.port == 22:
+        _say(f"            Try it: ssh -p {port} you@{host}")
     _data(f"tcp://{join_host(host, port)}")

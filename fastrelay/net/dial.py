@@ -161,7 +161,11 @@ class Dial:
         except BaseException:
             sock.close()
             raise
-        await loop.connect_accepted_socket(lambda: edge, sock)  # from here on the transport closes it
+        try:
+            await loop.connect_accepted_socket(lambda: edge, sock)  # from here on the transport closes it
+        except BaseException:
+            edge.connection_lost(None)  # uvloop's transport, cancelled here, ends without a word
+            raise
         return edge
 
     def _join(self, edge: Edge) -> None:

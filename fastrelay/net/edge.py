@@ -124,6 +124,8 @@ class Edge(asyncio.BufferedProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._fd < 0:
+            return  # told twice: see `Dial`
         self._runtime.watch.remove(self._fd)
         self._fd = -1
         self._backlog = None

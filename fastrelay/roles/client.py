@@ -290,7 +290,7 @@ class Client:
         where = (self._host, answer.port)
         log.info(
             "tunnel.ready",
-            f"{exposure.target} is reachable at {join_host(*where)}.",
+            f"tcp://{join_host(*where)}  →  {exposure.target}",
             service=exposure.name,
             public=f"tcp://{join_host(*where)}",
             local=str(exposure.target),

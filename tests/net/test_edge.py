@@ -605,7 +605,9 @@ def test_no_edge_is_ever_left_held(run: Run, seed: int) -> None:
         dice = random.Random(seed)
         async with Bench() as bench:
             made = [
-                await bench.joined(credit=dice.choice((0, 1, 10_000, 300_000)), ends=dice.choice((tcp_pair, small_buffers))())
+                await bench.joined(
+                    credit=dice.choice((0, 1, 10_000, 300_000)), ends=dice.choice((tcp_pair, small_buffers))()
+                )
                 for _ in range(dice.randint(2, 6))
             ]
             sizes = {stream.id: dice.choice((0, 1, 70_000, 1_500_000)) for _, _, stream in made}

@@ -1,0 +1,179 @@
+"""Who has which name and which ports: decisions, with time as a number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastrelay.config import PortRange
+from fastrelay.errors import Code, ProtocolError
+from fastrelay.roles.registry import Registry
+from fastrelay.state import Reservation
+from fastrelay.wire import RESERVED_TIME
+
+PORTS = PortRange(20_000, 20_004)
+DAY = float(RESERVED_TIME)
+
+
+def registry(**reservations: Reservation) -> Registry:
+    return Registry(PORTS, reservations)
+
+
+def claim(reg: Registry, name: str, instance: str = "", now: float = 0.0) -> object:
+    session = object()
+    reg.claim(name, instance or name, session, now)
+    return session
+
+
+def grant(reg: Registry, name: str, service: str, wanted: int = 0, now: float = 0.0) -> int:
+    offer = reg.offer(name, service, wanted, now)
+    assert offer.ports, offer
+    reg.grant(name, service, offer.ports[0])
+    return offer.ports[0]
+
+
+def test_the_same_installation_takes_over_and_another_is_refused() -> None:
+    reg = registry()
+    first = claim(reg, "home")
+    second = object()
+    assert reg.claim("home", "home", second, 1.0) is first
+    with pytest.raises(ProtocolError, match="is used by another") as refused:
+        reg.claim("home", "other", object(), 2.0)
+    assert refused.value.code is Code.NAME_TAKEN
+    reg.release("home", first, 3.0)  # the old one ends late: the new one keeps the name
+    with pytest.raises(ProtocolError, match="is used"):
+        reg.claim("home", "other", object(), 4.0)
+    reg.release("home", second, 5.0)
+    with pytest.raises(ProtocolError, match="is reserved"):
+        reg.claim("home", "other", object(), 5.0 + DAY)
+    assert reg.claim("home", "other", object(), 5.0 + DAY + 1) is None
+
+
+def test_ports_stay_reserved_for_a_day_after_the_last_sight() -> None:
+    reg = registry()
+    session = claim(reg, "home")
+    assert grant(reg, "home", "ssh") == 20_000
+    claim(reg, "away")
+    # Whoever is here stays here, however long.
+    assert reg.offer("away", "web", 20_000, 3 * DAY).error == "port-taken"
+    reg.release("home", session, 3 * DAY)
+    assert reg.offer("away", "web", 20_000, 4 * DAY).error == "port-reserved"
+    assert reg.offer("away", "web", 20_000, 4 * DAY + 1).ports == [20_000]
+
+
+def test_the_order_is_wanted_then_had_then_the_next_free() -> None:
+    reg = registry()
+    claim(reg, "a")
+    claim(reg, "b")
+    assert grant(reg, "a", "ssh") == 20_000
+    assert reg.offer("b", "ssh", 0, 0).ports == [20_001, 20_002, 20_003, 20_004]
+    assert grant(reg, "b", "ssh", 20_003) == 20_003
+    assert reg.offer("b", "ssh", 0, 0).ports == [20_003, 20_001, 20_002, 20_004]
+    assert reg.offer("b", "ssh", 20_002, 0).ports == [20_002]
+    assert reg.offer("b", "ssh", 20_000, 0).error == "port-taken"
+    assert reg.offer("b", "ssh", 30_000, 0).error == "port-range"
+
+
+def test_another_port_gives_the_old_one_back() -> None:
+    reg = registry()
+    claim(reg, "a")
+    grant(reg, "a", "ssh", 20_001)
+    grant(reg, "a", "ssh", 20_002)
+    claim(reg, "b")
+    assert grant(reg, "b", "web", 20_001) == 20_001
+    assert reg.reservations(0)["a"].ports == {"ssh": 20_002}
+
+
+def test_ones_own_port_moves_to_a_service_of_another_name() -> None:
+    reg = registry()
+    claim(reg, "a")
+    grant(reg, "a", "tcp-22", 20_001)
+    assert grant(reg, "a", "tcp-8022", 20_001) == 20_001
+    assert reg.reservations(0)["a"].ports == {"tcp-8022": 20_001}
+    assert grant(reg, "a", "tcp-22") == 20_000
+
+
+def test_no_port_is_left() -> None:
+    reg = registry()
+    claim(reg, "a")
+    for service in "12345":
+        grant(reg, "a", service)
+    assert reg.offer("a", "6", 0, 0).error == "no-port"
+    assert reg.offer("a", "5", 0, 0).ports == [20_004]
+
+
+def test_what_was_saved_stands_again() -> None:
+    saved = {"home": Reservation("inst", 100.0, {"ssh": 20_002, "old": 30_000})}
+    reg = Registry(PORTS, saved)
+    with pytest.raises(ProtocolError):
+        reg.claim("home", "other", object(), 100.0)
+    assert reg.claim("home", "inst", object(), 100.0) is None
+    assert reg.offer("home", "ssh", 0, 100.0).ports[0] == 20_002
+    # The range is the operator's: a port outside of it is not given out again.
+    assert 30_000 not in reg.offer("home", "old", 0, 100.0).ports
+    assert reg.reservations(500.0)["home"].seen == 500.0
+    assert Registry(PORTS, saved).reservations(500.0)["home"].seen == 100.0
+
+
+def test_saved_reservations_that_share_a_port_do_no_harm() -> None:
+    reg = registry(a=Reservation("a", 0.0, {"x": 20_000}), b=Reservation("b", 0.0, {"y": 20_000}))
+    assert reg.claim("c", "c", object(), 2 * DAY) is None
+    assert grant(reg, "c", "z", now=2 * DAY) == 20_000
+
+
+names = st.sampled_from(["a", "b", "c"])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("claim"), names, st.sampled_from(["one", "two"])),
+        st.tuples(st.just("release"), names, st.just("")),
+        st.tuples(st.just("offer"), names, st.sampled_from(["x", "y", "z"]), st.sampled_from([0, 20_000, 20_003, 1])),
+        st.tuples(st.just("wait"), st.sampled_from([1.0, DAY / 2, DAY * 1.1])),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_nobody_ever_has_what_is_anothers(script: list[tuple[str, ...]]) -> None:
+    reg = registry()
+    now = 0.0
+    here: dict[str, tuple[str, object]] = {}
+    seen: dict[str, tuple[str, float]] = {}  # who was here last under this name, and when
+    for step in script:
+        if step[0] == "wait":
+            now += float(step[1])
+        elif step[0] == "claim":
+            _, name, instance = step
+            session = object()
+            owner = here[name][0] if name in here else None
+            kept = seen.get(name)
+            free = owner in (None, instance) and (
+                kept is None or kept[0] == instance or name in here or now - kept[1] > DAY
+            )
+            try:
+                old = reg.claim(name, instance, session, now)
+            except ProtocolError as refused:
+                assert refused.code is Code.NAME_TAKEN and not free
+            else:
+                assert free and old is (here[name][1] if name in here else None)
+                here[name] = (instance, session)
+                seen[name] = (instance, now)
+        elif step[0] == "release" and step[1] in here:
+            instance, session = here.pop(step[1])
+            reg.release(step[1], session, now)
+            seen[step[1]] = (instance, now)
+        elif step[0] == "offer" and step[1] in here:
+            _, name, service, wanted = step
+            offer = reg.offer(name, service, int(wanted), now)
+            assert bool(offer.ports) is not bool(offer.error) and bool(offer.error) is bool(offer.text)
+            assert set(offer.ports) <= set(PORTS)
+            others = {
+                port for other, kept_ in reg.reservations(now).items() if other != name for port in kept_.ports.values()
+            }
+            assert not others & set(offer.ports)
+            if offer.ports:
+                reg.grant(name, service, offer.ports[-1])
+        given_out = [port for kept_ in reg.reservations(now).values() for port in kept_.ports.values()]
+        assert len(given_out) == len(set(given_out)), "a port has one owner"
+        assert set(reg._owner) == set(given_out)

@@ -1,0 +1,131 @@
+"""The command line without a relay: help, mistakes, exit codes and sentences. What runs is in tests/e2e."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fastrelay import __version__
+from fastrelay.cli import cli, main
+from fastrelay.errors import StartError
+
+SECRET = "fr1.k3yID_-0.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+
+
+def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command that ends by itself."""
+    for name in [name for name in os.environ if name.startswith("FASTRELAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["fastrelay", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ((), ("server", "client", "demo", "token")),
+        (("server",), ("--bind", "--ports", "--advertise", "--state", "--cert", "--key", "--plaintext", "--loop")),
+        (("client",), ("RELAY", "--expose", "--name", "--token", "--token-file", "--state", "--loop")),
+        (("demo",), ("--expose", "--loop")),
+        (("token",), ("show",)),
+        (("token", "show"), ("--state", "--cert", "--key")),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(command: tuple[str, ...], words: tuple[str, ...], flag: str) -> None:
+    result = CliRunner().invoke(cli, [*command, flag])
+    assert result.exit_code == 0
+    for word in words:
+        assert word in result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fastrelay(capsys, monkeypatch, "--version") == (0, f"fastrelay, version {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("frobnicate",), "No such command"),
+        (("server", "--frobnicate"), "No such option"),
+        (("server", "--ports", "x"), "x"),
+        (("server", "--bind", "nonsense:99999"), "99999"),
+        (("server", "--plaintext"), "loopback"),
+        (("server", "--cert", "/nowhere.pem"), "--key"),
+        (("client",), "RELAY"),
+        (("client", "relay.example"), "--expose"),
+        (("client", "relay.example", "--expose", "22"), "There is no token"),
+        (("client", "relay.example", "--expose", "22", "--token", "nonsense"), "token"),
+        (("client", "relay.example", "--expose", "22", "--token-file", "/nowhere"), "/nowhere"),
+        (("client", "relay.example", "--expose", "nonsense:", "--token", SECRET), "nonsense"),
+        (("client", "tcp://relay.example", "--expose", "22", "--token", SECRET), "tcp://"),
+        (("client", "relay.example", "--expose", "22", "--name", "Not A Name", "--token", SECRET), "Not A Name"),
+        (("client", "relay.example", "--expose", "22", "--expose", "22", "--token", SECRET), "tcp-22"),
+        (("demo", "--expose", "-1"), "-1"),
+    ],
+)
+def test_mistakes_are_sentences(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], told: str
+) -> None:
+    code, out, err = fastrelay(capsys, monkeypatch, *words)
+    assert (code, out) == (2, "")
+    assert told in err and SECRET.split(".")[-1] not in err
+
+
+def test_what_cannot_start_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, out, err = fastrelay(capsys, monkeypatch, "token", "show", "--state", str(tmp_path / "none"))
+    assert (code, out) == (3, "") and "fastrelay server" in err and err.startswith("Error: ")
+
+
+def test_without_uvloop(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastrelay.cli import _loop_factory
+
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert _loop_factory("auto") is None
+    assert _loop_factory("asyncio") is None
+    with pytest.raises(StartError, match="pip install uvloop"):
+        _loop_factory("uvloop")
+
+
+def test_the_token_comes_from_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fastrelay import app
+    from fastrelay.config import ClientConfig
+
+    seen: list[str] = []
+
+    async def run_client(config: ClientConfig, *_: object) -> None:
+        seen.append(config.token.strip())
+
+    monkeypatch.setattr(app, "run_client", run_client)
+    monkeypatch.setattr("fastrelay.console.set_up_logging", lambda: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+    file = tmp_path / "token"
+    file.write_text(SECRET + "\n")
+    words = ["client", "relay.example", "--expose", "22", "--loop", "asyncio"]
+    for arguments, environment in (
+        (["--token", SECRET], {}),
+        (["--token-file", str(file)], {}),
+        ([], {"FASTRELAY_TOKEN": SECRET}),
+        ([], {"FASTRELAY_TOKEN_FILE": str(file)}),
+    ):
+        result = CliRunner().invoke(cli, [*words, *arguments], env=environment)
+        assert result.exit_code == 0, result.output
+    assert seen == [SECRET] * 4
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "fastrelay", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fastrelay, version {__version__}\n"
