@@ -15,6 +15,8 @@ _QUEUE_ALONE = 0.004
 _QUEUE_SHARED = 0.0002
 _BASE = 65_536
 
+_FLOOR_STEP = WINDOW_FLOOR // 4  # one number for thousands of idle streams
+
 RATE_SPAN = 0.002
 """Seconds: shorter spans measure the scheduler, not the path."""
 _RATE_DECAY = 0.9
@@ -60,7 +62,7 @@ def first_window(streams: int) -> int:
 
 def step(window: int) -> int:
     """How far a limit must rise to be worth a WINDOW frame (protocol.md 8.2)."""
-    return min(window // 4, CREDIT_STEP)
+    return _FLOOR_STEP if window == WINDOW_FLOOR else min(window // 4, CREDIT_STEP)
 
 
 class Meter:

@@ -310,8 +310,10 @@ class Session:
         return number <= self.highest if self._is_theirs(number) else number < self._next_id
 
     def _new(self, number: int, *, opener: bool) -> Stream:
-        wanted = first_window(len(self.streams) + 1)
-        window = wire.WINDOW_FLOOR + self.pool.take(wanted - wire.WINDOW_FLOOR)
+        borrowed = self.pool.take(first_window(len(self.streams) + 1) - wire.WINDOW_FLOOR)
+        window = (
+            wire.WINDOW_FLOOR + borrowed if borrowed else wire.WINDOW_FLOOR
+        )  # thousands of streams share that one number
         stream = Stream(self, number, window, opener=opener)
         self.streams[number] = stream
         return stream

@@ -149,8 +149,8 @@ class Dial:
 
     async def _connect_to(self, address: Address) -> Edge:
         loop = self._runtime.loop
-        edge = Edge(self._runtime)
         sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        edge = Edge(self._runtime, sock)
         try:
             if address[0] != socket.AF_UNIX:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)

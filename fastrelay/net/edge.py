@@ -55,6 +55,7 @@ class Edge(asyncio.BufferedProtocol):
         "_held",
         "_runtime",
         "_slab",
+        "_socket",
         "_stash",
         "_tcp",
         "_timer",
@@ -63,8 +64,10 @@ class Edge(asyncio.BufferedProtocol):
         "stream",
     )
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, sock: socket.socket | None = None) -> None:
+        """`sock` is what the transport will be made of, where that is known: asking the transport makes an object that stays."""
         self._runtime = runtime
+        self._socket = sock
         self._slab = runtime.edge_slab
         self._fd = -1
         self._backlog: bytearray | None = None  # taken from the tunnel, not yet by the socket
@@ -81,7 +84,8 @@ class Edge(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        sock = transport.get_extra_info("socket")
+        sock = self._socket or transport.get_extra_info("socket")
+        self._socket = None
         self._fd = sock.fileno()
         self._tcp = sock.family != socket.AF_UNIX
         self._runtime.edge_made()

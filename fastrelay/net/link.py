@@ -90,6 +90,7 @@ class Link(asyncio.BufferedProtocol):
         self._notsent = NOTSENT_FIRST
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
+        self._gone = False
         self._ending = False  # `close` waits until what was written has left
 
     # --- asyncio -------------------------------------------------------------------------------------------------------
@@ -142,6 +143,9 @@ class Link(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._gone:
+            return  # told twice: see `Client`
+        self._gone = True
         self.runtime.watch.remove(self._fd)
         self._closing = True
         self._fd = -1

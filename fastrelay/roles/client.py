@@ -150,9 +150,12 @@ class Client:
                     ssl_handshake_timeout=wire.HANDSHAKE_TIME if relay.tls else None,
                     ssl_shutdown_timeout=wire.GOODBYE_TIME if relay.tls else None,
                 )
-        except (OSError, ssl.SSLError, TimeoutError) as error:
+        except BaseException as error:
+            if self._link is not None:  # uvloop's transport, cancelled here, ends without a word
+                self._link.connection_lost(None)
+            if not isinstance(error, (OSError, ssl.SSLError, TimeoutError)):
+                raise
             self._lost = error
-            self._link = None
         else:
             await self._over.wait()
         self._verdict()

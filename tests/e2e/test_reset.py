@@ -197,6 +197,17 @@ def test_target_that_ends_at_once(link: Link, way_out: str) -> None:
             assert heard == words or (end is End.RESET and not heard)
 
 
+def test_visitor_that_resets_at_once(link: Link) -> None:
+    """A visitor that speaks and resets while its target is only being joined: the target, which is there, hears it all the same."""
+    for _ in range(100):
+        with knock(link.address) as visitor, accept(link.listener) as target:
+            visitor.sendall(b"never mind")
+            handed_over(visitor)
+            reset(visitor)
+            assert exactly(target, 10) == b"never mind"
+            assert read_to_end(target, Checker("nothing")) is End.RESET
+
+
 # --- a target on a unix socket ------------------------------------------------------------------------------------------
 
 

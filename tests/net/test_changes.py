@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -119,7 +120,7 @@ def test_a_change_of_addresses_is_told(run: Run) -> None:
 
 
 def _namespace(pid: int) -> str:
-    return os.readlink(f"/proc/{pid}/ns/net")
+    return str(Path(f"/proc/{pid}/ns/net").readlink())
 
 
 def _netlink_in(pid: int) -> socket.socket:

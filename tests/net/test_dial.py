@@ -210,7 +210,7 @@ def test_no_descriptor_is_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
             client.resolver._known[client.target] = (1e18, [(socket.AF_INET, (LOCALHOST, 9))])
             with monkeypatch.context() as patch:
-                patch.setattr(dial_module.socket, "socket", full)
+                patch.setattr(socket, "socket", full)
                 await bench.peer.send(pair.open_(1))
                 await until(lambda: client.done, "the end was told")
             assert await client.code() is Code.LIMIT
@@ -285,7 +285,7 @@ def test_a_family_that_the_kernel_does_not_have(run: Run, monkeypatch: pytest.Mo
                     [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, (LOCALHOST, port))],
                 )
                 with monkeypatch.context() as patch:
-                    patch.setattr(dial_module.socket, "socket", without_ipv6)
+                    patch.setattr(socket, "socket", without_ipv6)
                     await bench.peer.send(pair.open_(1))
                     await until(lambda: client.done, "the dial is done")
                 assert client.done == [(Code.NO_ERROR, None)]

@@ -50,6 +50,9 @@ class Guests:
 
         return Guest()
 
+    async def all_in(self, outside: list[socket.socket]) -> None:
+        await until(lambda: len(self.here) == len(outside), "all are in")
+
     async def leave(self) -> None:
         for transport in self.here:
             transport.abort()
@@ -116,14 +119,14 @@ def test_a_pause_loses_nobody(run: Run) -> None:
             outside += visitors(door.port, 20)  # some of them before the door is open
             door.open()
             door.open()
-            await until(lambda: len(guests.here) == len(outside), "all are in")
+            await guests.all_in(outside)
             door.pause()
             await turns()
             outside += visitors(door.port, 20)
             await asyncio.sleep(0.05)
             assert len(guests.here) == 40 * round_ - 20, "nobody comes in during the pause"
             door.open()
-            await until(lambda: len(guests.here) == len(outside), "all are in")
+            await guests.all_in(outside)
             door.pause()
         await until(lambda: len(guests.said) == len(outside), "all were heard")
         door.close()

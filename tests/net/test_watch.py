@@ -79,7 +79,7 @@ def test_ends_and_resets_of_a_socket_that_nobody_reads(run: Run) -> None:
                 await turns(10)
                 assert set(ear.heard) == {"writable"}, "an end of one direction is not a failure"
             else:
-                await until(lambda ear=ear: told in ear.heard, told)  # type: ignore[misc]
+                await until(lambda ear=ear, told=told: told in ear.heard, told)  # type: ignore[misc]
             assert near.recv(10) == b"unread"
             watch.remove(near.fileno())
             near.close()

@@ -151,14 +151,15 @@ def test_nobody_ever_has_what_is_anothers(script: list[tuple[str, ...]]) -> None
             free = owner in (None, instance) and (
                 kept is None or kept[0] == instance or name in here or now - kept[1] > DAY
             )
-            try:
-                old = reg.claim(name, instance, session, now)
-            except ProtocolError as refused:
-                assert refused.code is Code.NAME_TAKEN and not free
-            else:
-                assert free and old is (here[name][1] if name in here else None)
-                here[name] = (instance, session)
-                seen[name] = (instance, now)
+            if not free:
+                with pytest.raises(ProtocolError) as refused:
+                    reg.claim(name, instance, session, now)
+                assert refused.value.code is Code.NAME_TAKEN
+                continue
+            old = reg.claim(name, instance, session, now)
+            assert old is (here[name][1] if name in here else None)
+            here[name] = (instance, session)
+            seen[name] = (instance, now)
         elif step[0] == "release" and step[1] in here:
             instance, session = here.pop(step[1])
             reg.release(step[1], session, now)

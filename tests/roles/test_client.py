@@ -1,0 +1,539 @@
+"""A client in this process, and a relay whose decisions the test makes: real links and sessions at both ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastrelay import wire
+from fastrelay.auth import RelayLogin, Token, Verifier
+from fastrelay.config import ClientConfig, Exposure, Relay, Target
+from fastrelay.errors import Code, ProtocolError, StartError
+from fastrelay.mux.greeting import RelayGreeting
+from fastrelay.mux.session import Session
+from fastrelay.mux.stream import Stream
+from fastrelay.net.dial import Resolver
+from fastrelay.net.link import Core, Link
+from fastrelay.net.listen import TunnelDoor, listen
+from fastrelay.net.runtime import Runtime
+from fastrelay.roles import client as client_module
+from fastrelay.roles.client import Client
+from fastrelay.state import ClientState
+from tests.conftest import Run
+from tests.support.pair import Tap
+from tests.support.peers import End
+from tests.support.tunnel import Local, turns, until
+
+LOCALHOST = "127.0.0.1"
+TOKEN = Token("k3yID_-0", bytes(range(32)), ())
+
+
+class FakeRelay:
+    """Takes every client that knows the token, unless `refusal` says otherwise, and does nothing by itself but answer EXPOSE."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.runtime = Runtime()
+        self.refusal: Code | None = None
+        self.answer: Callable[[wire.Expose], wire.Exposed] = lambda request: wire.Exposed(
+            service=request.service, port=20_000 + request.service
+        )
+        self.links: list[Link] = []
+        self.sessions: list[Session] = []
+        self.greeted = 0
+        self.goaways: list[Code] = []
+        self.ended: list[Exception | None] = []
+        self._listen(port)
+
+    def _listen(self, port: int) -> None:
+        sock = listen(LOCALHOST, port)
+        self.door = TunnelDoor(self.runtime, sock, None, lambda: Link(self.runtime, self), lambda who, error: None)
+        self.port = self.door.port
+
+    @property
+    def session(self) -> Session:
+        return self.sessions[-1]
+
+    def on_connected(self, link: Link) -> Core:
+        self.greeted += 1
+        self.links.append(link)
+        verifier = Verifier.of(TOKEN)
+        login = RelayLogin(
+            lambda key_id: verifier if key_id == TOKEN.key_id else None,
+            bytes(32), None, secrets.token_bytes(32), wire.Settings(), "by hand",
+        )  # fmt: skip
+
+        def admit(auth: wire.Auth, theirs: wire.Settings) -> tuple[str, str]:
+            if self.refusal is not None:
+                raise ProtocolError(self.refusal, "the test says so")
+            return "session", ""
+
+        def done() -> None:
+            self.sessions.append(link.begin(self, dialer=False, ours=wire.Settings(), theirs=wire.Settings()))
+
+        return RelayGreeting(link.decoder, login, link.write, admit, done)
+
+    def on_closed(self, link: Link, error: Exception | None) -> None:
+        self.links.remove(link)
+        self.ended.append(error)
+
+    def on_open(self, stream: Stream, request: wire.Open) -> None:
+        stream.reset(Code.NO_SERVICE)
+
+    def on_expose(self, request: wire.Expose) -> None:
+        self.session.exposed(self.answer(request))
+
+    def on_exposed(self, answer: wire.Exposed) -> None: ...
+    def on_goaway(self, code: Code, text: str) -> None:
+        self.goaways.append(code)
+
+    def on_idle(self) -> None: ...
+
+    def open(self, service: int = 1) -> Tap:
+        tap = Tap()
+        tap.stream = self.session.open(tap, service, "192.0.2.9:51544")
+        assert tap.stream is not None
+        return tap
+
+    def drop(self) -> None:
+        for link in list(self.links):
+            link.abort(ConnectionAbortedError("the relay died"))
+
+    async def stop(self) -> None:
+        self.door.close()
+        self.drop()
+        await until(lambda: not self.links, "every link has ended")
+
+    async def close(self) -> None:
+        await self.stop()
+        await self.runtime.close()
+
+
+class ClientBench:
+    def __init__(self, home: Path, relay: FakeRelay, *exposures: Exposure, token: Token = TOKEN) -> None:
+        self.relay = relay
+        self.reached: list[tuple[str, str, int]] = []
+        self.listener = socket.create_server((LOCALHOST, 0))
+        self.listener.setblocking(False)
+        self.locals: list[Local] = []
+        mine = exposures or (Exposure("web", 0, Target(LOCALHOST, self.listener.getsockname()[1])),)
+        config = ClientConfig(
+            relay=Relay(LOCALHOST, relay.port, tls=False), token=token.text(), exposures=mine, name="home", state=home
+        )
+        self.client = Client(
+            config,
+            ClientState.open(home, config.relay.url, config.name),
+            lambda exposure, host, port: self.reached.append((exposure.name, host, port)),
+        )
+        self.running = asyncio.ensure_future(self.client.run())
+
+    async def target(self) -> Local:
+        async with asyncio.timeout(5):
+            sock, _ = await self.client.runtime.loop.sock_accept(self.listener)
+        local = Local(sock)
+        self.locals.append(local)
+        return local
+
+    async def joined(self) -> tuple[Tap, Local]:
+        tap = self.relay.open()
+        local = await self.target()
+        await until(lambda: tap.stream and tap.stream.recv.value == "open", "ACCEPT has arrived")
+        return tap, local
+
+    async def verdict(self) -> str:
+        """What the client says when it ends by itself."""
+        async with asyncio.timeout(5):
+            try:
+                await self.running
+            except StartError as error:
+                return str(error)
+        return ""
+
+
+@asynccontextmanager
+async def client(home: Path, *exposures: Exposure, token: Token = TOKEN) -> AsyncIterator[ClientBench]:
+    relay = FakeRelay()
+    bench = ClientBench(home, relay, *exposures, token=token)
+    try:
+        yield bench
+    finally:
+        for local in bench.locals:
+            local.close()
+        bench.listener.close()
+        await bench.client.close()
+        await asyncio.gather(bench.running, return_exceptions=True)
+        await bench.relay.close()
+        await turns()
+        await asyncio.get_running_loop().shutdown_default_executor()
+    runtime = bench.client.runtime
+    await until(lambda: not runtime.edges, "every edge has ended", 3)
+    assert runtime.pool.used == 0 and not runtime.watch._watched
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come at once."""
+    monkeypatch.setattr(random, "random", lambda: 0.01)
+
+
+def events(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if vars(record).get("event") == name]
+
+
+# --- services and streams -----------------------------------------------------------------------------------------------------
+
+
+def test_services_are_exposed_and_told(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        one, two = Exposure("one", 0, Target(LOCALHOST, 1)), Exposure("two", 20_002, Target(LOCALHOST, 2))
+        async with client(tmp_path / "c", one, two) as bench:
+            asked: list[wire.Expose] = []
+            answer = bench.relay.answer
+
+            def remember(request: wire.Expose) -> wire.Exposed:
+                asked.append(request)
+                return answer(request)
+
+            bench.relay.answer = remember
+            await until(lambda: len(bench.reached) == 2, "both were told")
+            assert [(request.service, request.name, request.port) for request in asked] == [
+                (1, "one", 0),
+                (2, "two", 20_002),
+            ]
+            assert bench.reached == [("one", LOCALHOST, 20_001), ("two", LOCALHOST, 20_002)]
+            bench.relay.drop()
+            await until(lambda: len(asked) == 4, "it is back")
+            await turns(5)
+            assert len(bench.reached) == 2, "the same addresses are not told again"
+
+    run(main())
+
+
+def test_a_stream_reaches_its_target(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            tap, local = await bench.joined()
+            await local.send(b"hello")
+            await until(lambda: tap.received == b"hello", "it has arrived")
+            assert tap.stream
+            tap.stream.fin()
+            assert await local.to_end() == (b"", End.EOF)
+            local.eof()
+            await until(lambda: tap.fin and not bench.relay.session.streams, "both ends")
+
+    run(main())
+
+
+@pytest.mark.parametrize("service", [0, 2, 4_000_000_000])
+def test_a_service_that_nobody_exposed(run: Run, tmp_path: Path, service: int) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            tap = bench.relay.open(service)
+            await until(lambda: tap.code is Code.NO_SERVICE, "it was refused")
+
+    run(main())
+
+
+def test_dials_are_limited_and_counted_well(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_DIALS", 3)
+
+    async def main() -> None:
+        free = asyncio.Event()
+
+        async def wait(self: Resolver, target: Target) -> list[Any]:
+            await free.wait()
+            return [(socket.AF_INET, (target.host, target.port))]
+
+        monkeypatch.setattr(Resolver, "addresses", wait)
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            taps = [bench.relay.open() for _ in range(5)]
+            await until(lambda: taps[4].code is not None, "the fifth was refused")
+            assert [tap.code for tap in taps] == [None, None, None, Code.LIMIT, Code.LIMIT]
+            for tap in taps[:3]:
+                assert tap.stream
+                tap.stream.reset(Code.CANCEL)
+            await until(lambda: bench.client._dials == 0, "they are counted no more")
+            for _ in range(20):  # OPEN and RESET leave in one write
+                tap = bench.relay.open()
+                assert tap.stream
+                tap.stream.reset(Code.CANCEL)
+                await turns(1)
+            await until(lambda: bench.client._dials == 0, "they are counted no more")
+            free.set()
+            await bench.joined()
+
+    run(main())
+
+
+def test_no_descriptors_for_targets(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            bench.client.runtime.budget = 0
+            tap = bench.relay.open()
+            await until(lambda: tap.code is Code.LIMIT, "it was refused")
+
+    run(main())
+
+
+def test_complaints_do_not_flood(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_module, "_COMPLAIN_EVERY", 0.2)
+
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            bench.listener.close()
+
+            async def refused(number: int) -> None:
+                taps = [bench.relay.open() for _ in range(number)]
+                await until(lambda: all(tap.code is Code.REFUSED for tap in taps), "all were refused")
+
+            await refused(20)
+            assert len(events(caplog, "target.failed")) == 1
+            await asyncio.sleep(0.25)
+            await refused(1)
+            told = events(caplog, "target.failed")
+            assert len(told) == 2
+            assert "192.0.2.9:51544" in told[0] and "(19 more like this.)" in told[1]
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+
+
+# --- the tunnel ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [Code.UNAUTHORIZED, Code.NAME_TAKEN, Code.VERSION, Code.SUPERSEDED])
+def test_a_refusal_that_is_final(run: Run, tmp_path: Path, code: Code) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            bench.relay.refusal = code
+            assert "the test says so" in await bench.verdict()
+            assert bench.relay.greeted == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("code", [Code.SHUTDOWN, Code.TIMEOUT, Code.CALM, Code.INTERNAL])
+def test_a_refusal_that_passes(run: Run, tmp_path: Path, code: Code) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            bench.relay.refusal = code
+            await until(lambda: bench.relay.greeted >= 3, "it tries again")
+            bench.relay.refusal = None
+            await until(lambda: bench.reached, "it is reachable")
+
+    run(main())
+
+
+def test_a_wrong_token_is_final(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c", token=Token("k3yID_-0", bytes(32), ())) as bench:
+            assert "refused" in await bench.verdict()
+
+    run(main())
+
+
+def test_superseded_is_final(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            _, local = await bench.joined()
+            bench.relay.links[0].goodbye(ProtocolError(Code.SUPERSEDED, "a newer one"))
+            assert "a newer one" in await bench.verdict()
+            assert await local.to_end() == (b"", End.RESET)
+
+    run(main())
+
+
+@pytest.mark.parametrize("code", [Code.CALM, Code.INTERNAL, Code.PROTOCOL])
+def test_another_goodbye_resets_and_comes_back(run: Run, tmp_path: Path, code: Code) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            _, local = await bench.joined()
+            bench.relay.links[0].goodbye(ProtocolError(code, "enough"))
+            assert await local.to_end() == (b"", End.RESET)
+            await until(lambda: len(bench.relay.sessions) == 2, "it is back")
+            await bench.joined()
+
+    run(main())
+
+
+def test_a_relay_that_shuts_down_lets_streams_end(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            tap, local = await bench.joined()
+            bench.relay.session.goaway(Code.SHUTDOWN, "down")
+            await turns(5)
+            await local.send(b"still")
+            await until(lambda: tap.received == b"still", "streams go on")
+            bench.relay.links[0].close()
+            await until(lambda: len(bench.relay.sessions) == 2, "it is back")
+
+    run(main())
+
+
+def test_the_relay_restarts_on_the_same_port(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            _, local = await bench.joined()
+            await bench.relay.stop()
+            assert await local.to_end() == (b"", End.RESET)
+            await until(lambda: len(events(caplog, "tunnel.retry")) >= 3, "it tries again and again")
+            assert "refuses connections" in events(caplog, "tunnel.retry")[-1] or "lost" in caplog.text
+            bench.relay._listen(bench.relay.port)
+            bench.relay.answer = lambda request: wire.Exposed(service=request.service, port=20_099)
+            await until(lambda: len(bench.reached) == 2, "it is reachable at another address")
+            await bench.joined()
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+
+
+def test_a_port_that_is_refused_first_is_final_and_later_is_not(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(request: wire.Expose) -> wire.Exposed:
+        return wire.Exposed(service=request.service, error="port-taken", text="somebody\x1b[2J has it")
+
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            bench.relay.answer = refuse
+            told = await bench.verdict()
+            assert "has it" in told and told.isprintable()
+        async with client(tmp_path / "d") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            bench.relay.answer = refuse
+            bench.relay.drop()
+            await until(lambda: events(caplog, "service.refused"), "it was told")
+            await turns()
+            assert not bench.running.done()
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+
+
+# --- the client ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_drain_lets_streams_end(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            tap, local = await bench.joined()
+            bench.client.drain()
+            await until(lambda: bench.relay.goaways == [Code.SHUTDOWN], "GOAWAY has arrived")
+            await local.send(b"still")
+            await until(lambda: tap.received == b"still", "streams go on")
+            assert bench.client.streams == 1 and not bench.running.done()
+            local.eof()
+            assert tap.stream
+            tap.stream.fin()
+            assert await bench.verdict() == ""
+            await until(lambda: bench.relay.ended == [None], "the relay saw a clean end")
+            assert tap.fin
+
+    run(main())
+
+
+def test_drain_ends_after_its_time(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "DRAIN_TIME", 0.1)
+
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            tap, local = await bench.joined()
+            start = time.monotonic()
+            bench.client.drain()
+            assert await bench.verdict() == ""
+            assert 0.09 < time.monotonic() - start < 1
+            assert await local.to_end() == (b"", End.RESET)
+            await until(lambda: tap.lost, "the stream is lost at the relay too")
+
+    run(main())
+
+
+def test_drain_without_streams_or_without_a_tunnel(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            bench.client.drain()
+            assert await bench.verdict() == ""
+        async with client(tmp_path / "d") as bench:
+            await bench.relay.stop()
+            await asyncio.sleep(0.05)
+            bench.client.drain()
+            assert await bench.verdict() == ""
+
+    run(main())
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8, 13, 21])
+def test_stopped_at_any_moment_of_the_start(run: Run, tmp_path: Path, steps: int) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            bench.client.drain() if steps % 2 else await bench.client.close()
+            assert await bench.verdict() == ""
+            if not steps % 2:
+                bench.client.close = lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+
+    run(main())
+
+
+def test_a_change_of_network_ends_the_wait_and_tries_the_tunnel(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_PROBE_TIME", 0.1)
+
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            bench.client._changed()
+            await asyncio.sleep(0.2)
+            assert len(bench.relay.sessions) == 1, "a relay that answers is kept"
+            bench.relay.links[0].transport.pause_reading()
+            bench.client._changed()
+            await until(lambda: len(bench.relay.sessions) == 2, "one that does not is not", 2)
+            bench.relay.links[0].transport.resume_reading()
+            monkeypatch.setattr(random, "random", lambda: 1.0)  # from now on waits are long
+            bench.client._backoff.failed()
+            await bench.relay.stop()
+            await until(lambda: bench.client._link is None, "it is lost")
+            await asyncio.sleep(0.05)
+            bench.relay._listen(bench.relay.port)
+            start = time.monotonic()
+            bench.client._changed()
+            await until(lambda: len(bench.relay.sessions) == 3, "it is back")
+            assert time.monotonic() - start < 0.5
+
+    run(main())
+
+
+def test_a_link_of_an_earlier_try_changes_nothing(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            bench.client.on_closed(Link(bench.client.runtime, bench.client), OSError("an old one"))
+            await bench.joined()
+            assert bench.client._link is not None
+
+    run(main())
