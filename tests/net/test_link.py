@@ -19,7 +19,7 @@ import pytest
 from fastrelay import wire
 from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError
 from fastrelay.mux.stream import Stream
-from fastrelay.net import link as link_module
+from fastrelay.net import outbox
 from fastrelay.net.link import Core, Link, address
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import client_context, load_identity, make_identity, server_context
@@ -243,7 +243,7 @@ def test_what_may_wait_is_bounded(run: Run, identity: tuple[Path, Path], tls: bo
                 if talker.closed:
                     break
             assert isinstance(talker.closed[0], ConnectionAbortedError)
-            assert most <= link_module._MOST_CONTROL + 20_000
+            assert most <= outbox._MOST_CONTROL + 20_000
 
     run(main())
 
@@ -291,7 +291,7 @@ def test_the_unsent_queue_follows_the_rate(run: Run) -> None:
     async def main() -> None:
         async with Bench() as bench:
             link = bench.link
-            assert limit(link) == link_module.NOTSENT_FIRST
+            assert limit(link) == outbox.NOTSENT_FIRST
 
             def full(rate: float) -> int:
                 link._taken = int(rate)
@@ -301,11 +301,11 @@ def test_the_unsent_queue_follows_the_rate(run: Run) -> None:
 
             assert full(12_500_000) == pytest.approx(125_000, rel=0.01)  # 100 Mbit/s for 10 ms
             assert full(12_500_000 * 1.5) == pytest.approx(125_000, rel=0.01), "small changes cost no system call"
-            assert full(1e9) == link_module.NOTSENT_MOST
-            assert full(1e3) == link_module.NOTSENT_LEAST
+            assert full(1e9) == outbox.NOTSENT_MOST
+            assert full(1e3) == outbox.NOTSENT_LEAST
             link._taken = 1 << 30
             link._limit_queue()  # too soon to tell
-            assert limit(link) == link_module.NOTSENT_LEAST
+            assert limit(link) == outbox.NOTSENT_LEAST
 
     run(main())
 
