@@ -17,7 +17,7 @@ from fastrelay.mux.stream import Stream
 from fastrelay.net.edge import LINGER_RESET, Edge
 from fastrelay.net.link import Link
 from fastrelay.net.runtime import Runtime
-from fastrelay.wire import DIAL_TIME
+from fastrelay.wire import DIAL_TIME, RESET_DRAIN
 
 _CACHE_TIME = 30.0
 Address = tuple[int, Any]  # family, sockaddr
@@ -61,6 +61,7 @@ class Dial:
         "_error",
         "_fin",
         "_link",
+        "_reset",
         "_resolver",
         "_runtime",
         "_stream",
@@ -85,6 +86,7 @@ class Dial:
         self._done = done
         self._early = bytearray()
         self._fin = False
+        self._reset: Code | None = None  # the stream was reset behind its early data
         self._code = Code.CANCEL
         self._error: OSError | None = None
         stream.attach(self)
@@ -100,8 +102,13 @@ class Dial:
         self._fin = True
 
     def on_reset(self, code: Code) -> None:
+        """What came before the reset is still delivered, if the target is there in time; without early data nobody waits for it."""
         self._stream.detach()
-        self._task.cancel()
+        if not self._early or self._reset is not None:
+            self._task.cancel()
+            return
+        self._reset = code
+        self._runtime.loop.call_later(RESET_DRAIN, self._task.cancel)
 
     def on_lost(self) -> None:
         self._task.cancel()
@@ -130,6 +137,8 @@ class Dial:
             self._join(edge)
 
     def _failed(self, code: Code, error: OSError) -> None:
+        if self._reset is not None:
+            return  # nobody is left who would ask why
         self._code = code
         self._error = error
         self._stream.reset(code)
@@ -170,6 +179,10 @@ class Dial:
 
     def _join(self, edge: Edge) -> None:
         stream = self._stream
+        if self._reset is not None:
+            edge.deliver(memoryview(self._early))
+            edge.on_reset(self._reset)
+            return
         if stream.outlet is not self:  # reset while the last step was under way
             edge.refuse()
             return

@@ -238,10 +238,21 @@ class Client:
         if not 0 < request.service <= len(self.config.exposures) or link is None:
             stream.reset(Code.NO_SERVICE)
             return
-        if self._dials >= wire.MAX_DIALS or self.runtime.full:
+        if self._dials >= wire.MAX_DIALS:
             stream.reset(Code.LIMIT)
             self._complain(
-                "limit", "client.full", "Too many connections at once: new visitors are reset. Raise `ulimit -n`."
+                "dials",
+                "client.busy",
+                f"{wire.MAX_DIALS} targets are being connected at once, as many as this client tries: new visitors are reset until some are done.",
+            )
+            return
+        if self.runtime.full:
+            stream.reset(Code.LIMIT)
+            self._complain(
+                "files",
+                "client.full",
+                f"{self.runtime.edges} visitors are connected, as many as this process may have files open: new ones are reset. "
+                "Raise the limit with `ulimit -n`.",
             )
             return
         self._dials += 1
