@@ -1,7 +1,7 @@
 """One stream: two halves, each with its own table, and the credit of both directions (protocol.md sections 7 and 8).
 
-What matters per frame of control is a row in a table. What matters per byte is which function is bound: `deliver` is the outlet's while
-data is wanted and `_discard` when it is not, and a limit that is frozen where the half ended catches what must not come.
+What matters per frame of control is a row in a table. What matters per byte is an object: `sink` is the outlet while data is wanted and
+NOTHING when it is not, and a limit that is frozen where the half ended catches what must not come.
 
 Invariants: a half changes only in `_step_send` and `_step_recv`, only by its table; 0 <= sent <= send_limit; received <= recv_limit;
 the stream is forgotten as soon as both halves are terminal, and its share of the pool is given back when the last byte has left.
@@ -163,7 +163,6 @@ class Stream:
     __slots__ = (
         "_meter",
         "_refill_at",
-        "deliver",
         "id",
         "marked",
         "outlet",
@@ -175,6 +174,7 @@ class Stream:
         "send_limit",
         "sent",
         "session",
+        "sink",
         "turns",
         "window",
     )
@@ -184,7 +184,7 @@ class Stream:
         self.turns = session.turns
         self.id = number
         self.outlet = NOTHING
-        self.deliver = NOTHING.deliver
+        self.sink = NOTHING
         self.send = Send.OPEN if opener else Send.PENDING
         self.recv = Recv.PENDING if opener else Recv.OPEN
         self.sent = 0
@@ -207,12 +207,12 @@ class Stream:
         """Bind the local end. Data that arrives from now on goes to it."""
         self.outlet = outlet
         if self.recv not in _RECV_END and self.recv is not Recv.DRAIN:
-            self.deliver = outlet.deliver
+            self.sink = outlet
 
     def detach(self) -> None:
         """The local end is gone: nothing is called on it any more, and what it had queued is gone with it."""
         self.outlet = NOTHING
-        self.deliver = NOTHING.deliver
+        self.sink = NOTHING
         self.queued = 0
         self.drained()
 
@@ -262,7 +262,7 @@ class Stream:
     def stop(self, code: Code = Code.CANCEL) -> None:
         """Read no more: the other side is to end its direction."""
         self._step_recv("stop", code)
-        self.deliver = NOTHING.deliver
+        self.sink = NOTHING
 
     def reset(self, code: Code) -> None:
         """End both directions abruptly. Nothing is called on the outlet after this."""
@@ -277,7 +277,7 @@ class Stream:
 
     def _end(self, code: Code) -> None:
         self.outlet = NOTHING
-        self.deliver = NOTHING.deliver
+        self.sink = NOTHING
         if not self.ended:
             if self.recv is Recv.PENDING:
                 self.recv_limit = self.window  # what OPEN has named: ACCEPT and data may be under way
@@ -293,7 +293,7 @@ class Stream:
         if received > self.recv_limit:
             raise self._overrun(received)
         self.received = received
-        self.deliver(piece)
+        self.sink.deliver(piece)
         if received - self.queued >= self._refill_at:
             self._refill()
 
@@ -335,7 +335,7 @@ class Stream:
 
     def receive_reset(self, code: Code) -> None:
         outlet = self.outlet
-        self.deliver = NOTHING.deliver
+        self.sink = NOTHING
         self._step_recv("RESET")
         self._step_send("RESET", Code.CANCEL)
         outlet.on_reset(code)
@@ -344,7 +344,7 @@ class Stream:
         """The tunnel is gone (protocol.md 9.3). No frame is sent."""
         outlet = self.outlet
         self.outlet = NOTHING
-        self.deliver = NOTHING.deliver
+        self.sink = NOTHING
         self.queued = 0
         self.send = Send.RESET
         self.recv = Recv.RESET

@@ -28,6 +28,7 @@ from os import write
 from typing import TYPE_CHECKING, cast
 
 from fastrelay.errors import Code
+from fastrelay.mux.stream import NOTHING
 from fastrelay.mux.turns import SHARED_FRAME
 from fastrelay.wire import DISCARD_TIME, HEADER_SIZE, RESET_DRAIN
 
@@ -313,7 +314,7 @@ class Edge(asyncio.BufferedProtocol):
 
     def _fail_softly(self, stream: Stream) -> None:
         stream.queued = 0
-        stream.deliver = self._drop
+        stream.sink = NOTHING
         self._later(RESET_DRAIN, self._give_up)
 
     def _give_up(self) -> None:
@@ -322,9 +323,6 @@ class Edge(asyncio.BufferedProtocol):
             stream.detach()
             stream.reset(Code.CONNECTION_RESET)
         self._abort()
-
-    def _drop(self, piece: memoryview) -> None:
-        """Where data goes whose socket is dead."""
 
     def _discard(self) -> None:
         """From now on input is read and thrown away, so that the other side can go on to read."""

@@ -6,6 +6,7 @@ Reads are synchronous (get_buffer, read, buffer_updated), so one slab serves eve
 from __future__ import annotations
 
 import asyncio
+import mmap
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,8 @@ class Runtime:
         self.loop = asyncio.get_running_loop()
         self.watch = Watch(self.loop)
         self.pool = process_pool()
-        self.tunnel_slab = memoryview(bytearray(MAX_DATA))
-        self.edge_slab = memoryview(bytearray(HEADER_SIZE + MAX_DATA))
+        self.tunnel_slab = _slab(MAX_DATA)
+        self.edge_slab = _slab(HEADER_SIZE + MAX_DATA)
         self.floor_view = self.edge_slab[HEADER_SIZE : HEADER_SIZE + WINDOW_FLOOR]
         self.edges = 0
         self.budget = fd_limit() - RESERVED_FDS
@@ -75,6 +76,13 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.watch.close()
+
+
+def _slab(size: int) -> memoryview:
+    """A buffer whose pages are there from the start, so that load never has to find them, and what a stream costs can be told."""
+    slab = bytearray(size)
+    slab[:: mmap.PAGESIZE] = bytes(len(range(0, size, mmap.PAGESIZE)))
+    return memoryview(slab)
 
 
 def fd_limit() -> int:
