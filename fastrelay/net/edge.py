@@ -55,7 +55,6 @@ class Edge(asyncio.BufferedProtocol):
         "_fin_due",
         "_held",
         "_runtime",
-        "_slab",
         "_socket",
         "_stash",
         "_tcp",
@@ -69,7 +68,6 @@ class Edge(asyncio.BufferedProtocol):
         """`sock` is what the transport will be made of, where that is known: asking the transport makes an object that stays."""
         self._runtime = runtime
         self._socket = sock
-        self._slab = runtime.edge_slab
         self._fd = -1
         self._backlog: bytearray | None = None  # taken from the tunnel, not yet by the socket
         self._stash: bytes | None = None  # read from the socket, not yet allowed into the tunnel
@@ -99,7 +97,7 @@ class Edge(asyncio.BufferedProtocol):
             if room >= link.read_size:
                 return link.read_view
             if room > 0:
-                return self._slab[HEADER_SIZE : HEADER_SIZE + room]
+                return self._runtime.edge_slab[HEADER_SIZE : HEADER_SIZE + room]
         # A read that came before the pause took effect, or whose bytes nobody wants.
         return self._runtime.floor_view
 
@@ -107,11 +105,11 @@ class Edge(asyncio.BufferedProtocol):
         stream = self.stream
         if stream is None or stream.sent + nbytes > stream.send_limit:
             if not self._discarding:
-                self._stash = bytes(self._slab[HEADER_SIZE : HEADER_SIZE + nbytes])
+                self._stash = bytes(self._runtime.edge_slab[HEADER_SIZE : HEADER_SIZE + nbytes])
                 self._hold()
             return
         link = self.link
-        link.write(stream.seal(self._slab, nbytes))
+        link.write(stream.seal(self._runtime.edge_slab, nbytes))
         if stream.sent >= stream.send_limit:
             self._hold()
         elif link.blocked:
@@ -218,8 +216,8 @@ class Edge(asyncio.BufferedProtocol):
         if stash is not None:
             self._stash = None
             while stash and (room := min(stream.room(), len(stash))) > 0:
-                self._slab[HEADER_SIZE : HEADER_SIZE + room] = stash[:room]
-                self.link.write(stream.seal(self._slab, room))
+                self._runtime.edge_slab[HEADER_SIZE : HEADER_SIZE + room] = stash[:room]
+                self.link.write(stream.seal(self._runtime.edge_slab, room))
                 stash = stash[room:]
             if stash:
                 self._stash = stash
