@@ -44,7 +44,7 @@ _POLL_MOST = 0.05
 
 
 class Edge(asyncio.BufferedProtocol):
-    """Made with the runtime; a subclass or the maker sets the stream with `join` from `on_connected`, or later."""
+    """Made with the runtime; joined with its stream in connection_made (a visitor) or as soon as a dial is done (a target)."""
 
     __slots__ = (
         "_backlog",
@@ -194,6 +194,8 @@ class Edge(asyncio.BufferedProtocol):
             self._output_over()
 
     def on_reset(self, code: Code) -> None:
+        if self._fd < 0:
+            return  # the connection went first
         # The stream is over but not let go: what is queued still counts against its share of the pool.
         self._discard()
         self._fin_due = False
