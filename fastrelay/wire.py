@@ -105,7 +105,8 @@ WINDOW: Final = struct.Struct(">QQ")
 CODE: Final = struct.Struct(">I")
 GOAWAY_HEAD: Final = struct.Struct(">II")
 SERVICE: Final = struct.Struct(">I")
-_WINDOW_FRAME: Final = struct.Struct(">IIQQ")
+_WINDOW_FRAME: Final = struct.Struct(">4sIQQ")
+_WINDOW_HEAD: Final = bytes((Kind.WINDOW, 0, 0, WINDOW.size))
 _CODE_FRAME: Final = struct.Struct(">III")
 
 
@@ -134,7 +135,7 @@ def frame(kind: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def window_frame(stream: int, limit: int, consumed: int) -> bytes:
-    return _WINDOW_FRAME.pack(Kind.WINDOW << 24 | 16, stream, limit, consumed)
+    return _WINDOW_FRAME.pack(_WINDOW_HEAD, stream, limit, consumed)
 
 
 def code_frame(kind: int, stream: int, code: int) -> bytes:
@@ -199,7 +200,10 @@ def unpack_goaway(payload: bytes) -> tuple[int, Code, str]:
 
 def text(raw: bytes) -> str:
     """Text from the wire, made safe to print: what is not printable is replaced."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in raw.decode("utf-8", "replace"))
+    decoded = raw.decode("utf-8", "replace")
+    if decoded.isprintable():
+        return decoded
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in decoded)
 
 
 # --- JSON payloads (sections 4.1 and 5) --------------------------------------------------------------------------------

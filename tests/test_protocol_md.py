@@ -13,7 +13,7 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.errors import Code
-from fastrelay.mux import credit, floods, session
+from fastrelay.mux import credit, floods, pace, session
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
 from fastrelay.wire import Kind
@@ -92,14 +92,26 @@ def test_limits_in_the_text() -> None:
     assert f"This document is version {wire.VERSION}." in section("4.1")
 
 
-def test_the_formula_of_windows() -> None:
-    text = section("8.2")
-    assert f"window = rate * (g * min_rtt + q) + {credit._BASE}" in text
-    assert f"g = {credit._GROWING:g} while the rate still grows, then {credit._STEADY:g}" in text
-    alone, shared = credit._QUEUE_ALONE * 1000, credit._QUEUE_SHARED * 1000
-    assert f"q = {alone:g} ms while the stream is alone on the tunnel, {shared:g} ms beside others" in text
-    assert f"at least\n{credit.RATE_SPAN * 1000:g} ms and 2 RTT" in text
-    assert f"{credit._RATE_DECAY:g} times the last figure" in text
+def test_the_rules_of_windows() -> None:
+    text = " ".join(section("8.2").split())
+
+    def ms(seconds: float) -> str:
+        return f"{seconds * 1000:g} ms"
+
+    least, most = credit.step(wire.WINDOW_FLOOR), credit.step(wire.WINDOW_MAX)
+    assert f"a sixteenth of the window or {least} bytes, whichever is more, but at most {most}." in text
+    assert f"(over spans of at least {ms(credit.RATE_SPAN)} and 2 RTT;" in text
+    assert f"the higher of the newest span and {credit._RATE_DECAY:g} times the last figure," in text
+    assert f"(of the PINGs of the last {pace._RTT_MEMORY:g} s)" in text
+    assert f"q = {ms(credit._QUEUE_ALONE)} while the stream is alone on the tunnel, 0 beside others" in text
+    assert f"base = max({wire.WINDOW_FLOOR}, min({credit._BASE_MOST}, rate * {ms(credit._BASE_TIME)}))" in text
+    gains = [float(gain) for gain, *_ in table("8.2")[1]]
+    assert gains == [credit._GROWING, pace._DRAIN, pace._LOSSY, pace.STEADY]
+    assert f"| for {pace._LOSSY_FOR:g} s after packets arrived out of order |" in text
+    assert f"when for {pace._DRAIN_EVERY:g} s no PING was as quick as the quickest known" in text
+    assert f"as the path takes in {ms(pace._UNSENT_TIME)}, from {pace.LEAST} to {pace.UNSENT_MOST};" in text
+    assert f"what the path takes in {ms(pace._FRAME_TIME)}, but at least {pace.LEAST} bytes" in text
+    assert f"and at most {pace.SHARED_FRAME} as long as several streams move" in text
 
 
 def test_what_is_charged() -> None:

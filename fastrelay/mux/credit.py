@@ -5,21 +5,24 @@ Invariants: a pool never lends more than it has; what was taken is given back ex
 
 from __future__ import annotations
 
+from fastrelay.mux.pace import Pace
 from fastrelay.wire import CREDIT_STEP, FIRST_SHARE, PROCESS_POOL, TUNNEL_POOL, WINDOW_FIRST, WINDOW_FLOOR, WINDOW_MAX
 
 # protocol.md 8.2. The window covers what arrives within g round trips plus a queue measured in time, so that one formula fits a LAN
-# and a satellite. While the rate still grows the window must not be what limits it: g = 2.
+# and a satellite. While the rate still grows the window must not be what limits it: g = 2 at least.
 _GROWING = 2.0
-_STEADY = 1.2
 _QUEUE_ALONE = 0.004
-_QUEUE_SHARED = 0.0002
-_BASE = 65_536
+_BASE_TIME = 0.003
+_BASE_MOST = 131_072
 
 _FLOOR_STEP = WINDOW_FLOOR // 4  # one number for thousands of idle streams
 
-RATE_SPAN = 0.002
-"""Seconds: shorter spans measure the scheduler, not the path."""
-_RATE_DECAY = 0.9
+RATE_SPAN = 0.01
+"""Seconds: shorter spans measure the scheduler, not the path, and the highest of many would be a burst and no rate."""
+_RISEN = 1.03
+"""So much more in two spans running means that the rate grows as well: a window that limits its stream lets the rate rise by STEADY at most."""
+_RATE_DECAY = 0.97
+"""What a rate is believed to be after a slower span: a window that follows every dip of the rate makes the next one."""
 
 
 class Pool:
@@ -62,34 +65,40 @@ def first_window(streams: int) -> int:
 
 def step(window: int) -> int:
     """How far a limit must rise to be worth a WINDOW frame (protocol.md 8.2)."""
-    return _FLOOR_STEP if window == WINDOW_FLOOR else min(window // 4, CREDIT_STEP)
+    return _FLOOR_STEP if window <= 16 * _FLOOR_STEP else min(window // 16, CREDIT_STEP)
 
 
 class Meter:
     """The rate at which one stream is consumed, and the window that this rate needs. Made for streams that move a lot, not for all."""
 
-    __slots__ = ("_growing", "_needed", "_offset", "_rate", "_time")
+    __slots__ = ("_growing", "_offset", "_risen", "_time", "rate")
 
     def __init__(self, offset: int, now: float) -> None:
+        self.rate = 0.0  # bytes a second, the highest of late
         self._offset = offset
         self._time = now
-        self._rate = 0.0
         self._growing = True
-        self._needed = 0  # what the last span said, 0 before the first
+        self._risen = False
 
-    def window(self, consumed: int, now: float, min_rtt: float, alone: bool, current: int) -> int:
+    def window(self, consumed: int, now: float, pace: Pace, current: int) -> int:
         """The window for a stream that has consumed up to `consumed`; `current` until a span of 2 RTT has passed."""
         span = now - self._time
-        if span < RATE_SPAN or span < 2 * min_rtt:
-            return self._needed or current
-        rate = (consumed - self._offset) / span
-        self._offset = consumed
-        self._time = now
-        self._growing = rate > 1.1 * self._rate
-        self._rate = max(rate, _RATE_DECAY * self._rate)
-        in_flight = (_GROWING if self._growing else _STEADY) * min_rtt + (_QUEUE_ALONE if alone else _QUEUE_SHARED)
-        needed = max(WINDOW_FLOOR, min(WINDOW_MAX, int(self._rate * in_flight) + _BASE))
-        if not min_rtt:  # until the first PONG a long path looks like none
-            return max(needed, current)
-        self._needed = needed
-        return needed
+        if span >= RATE_SPAN and span >= 2 * pace.min_rtt:
+            self._measure((consumed - self._offset) / span)
+            self._offset = consumed
+            self._time = now
+        rate = self.rate
+        if not rate:
+            return current
+        gain = max(pace.loss_gain(now), _GROWING) if self._growing else pace.gain(now)
+        queue = _QUEUE_ALONE if pace.alone else 0.0
+        base = max(WINDOW_FLOOR, min(_BASE_MOST, int(rate * _BASE_TIME)))
+        needed = max(WINDOW_FLOOR, min(WINDOW_MAX, int(rate * (gain * pace.min_rtt + queue)) + base))
+        # Until the first PONG a long path looks like none.
+        return needed if pace.min_rtt else max(needed, current)
+
+    def _measure(self, rate: float) -> None:
+        risen = rate > _RISEN * self.rate
+        self._growing = rate > 1.25 * self.rate or (risen and self._risen)
+        self._risen = risen
+        self.rate = max(rate, _RATE_DECAY * self.rate)

@@ -63,20 +63,17 @@ class Decoder:
         sinks = self.sinks
         while end - at >= HEADER_SIZE and not self.stopped:
             word, stream = unpack(chunk, at)
-            length = word & 0xFFFFFF
             at += HEADER_SIZE
-            stop = at + length
-            if word < _BEHIND_FIN:
-                sink = sinks.get(stream)
-                if sink is None or length > self.max_data or stop > end or not length:
-                    self._begin(word, stream)  # everything but a whole, ordinary frame
-                    at = self._pass_on(chunk, at, end)
-                    continue
-                sink.receive(chunk[at:stop])
-                if word >= _FIN and not self.stopped:
-                    sink.receive_fin()
+            if 0 < word <= self.max_data and at + word <= end and stream in sinks:
+                stop = at + word  # a whole DATA frame: Kind.DATA is 0, so the word is its length
+                sinks[stream].receive(chunk[at:stop])
                 at = stop
+            elif word < _BEHIND_FIN:
+                self._begin(word, stream)
+                at = self._pass_on(chunk, at, end)
             else:
+                length = word & 0xFFFFFF
+                stop = at + length
                 check_size(word >> 24, length, stream)
                 if stop > end:
                     at -= HEADER_SIZE

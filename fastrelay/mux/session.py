@@ -16,12 +16,11 @@ from fastrelay.errors import Code, ProtocolError
 from fastrelay.mux import floods
 from fastrelay.mux.credit import Pool, first_window
 from fastrelay.mux.decoder import Decoder
-from fastrelay.mux.stream import Outlet, Recv, Send, Stream
-from fastrelay.mux.turns import Turns
+from fastrelay.mux.pace import Pace
+from fastrelay.mux.stream import RECEIVING, Outlet, Recv, Send, Stream
 from fastrelay.wire import CODE, Kind
 
 _RTT_EVERY = 2.0
-_RTT_SAMPLES = 8
 _OVER_LIMIT = 1024
 _ID_MARK = (1 << 32) * 3 // 4
 
@@ -65,9 +64,8 @@ class Session:
         self.dialer = dialer
         self.streams = streams  # the decoder's sinks
         self.going_away = False  # SHUTDOWN was sent or received: nothing new is opened
-        self.min_rtt = 0.0
 
-        self.turns = Turns(theirs.max_data)
+        self.pace = Pace(theirs.max_data)
         self.decoder = decoder
         decoder.hand_to(self._control, self._stray, self._empty, ours.max_data)
         self._wake = wake
@@ -80,7 +78,6 @@ class Session:
         self.heard = now
         self._pinged = -1e9
         self._ping: bytes | None = None
-        self._rtts: list[float] = []
         self._half_open: dict[Stream, tuple[int, float]] = {}
         self._handlers: dict[int, Callable[[bytes], None]] = {
             Kind.PING: self._on_ping,
@@ -102,7 +99,7 @@ class Session:
     def feed(self, chunk: memoryview, now: float) -> None:
         """Bytes of the tunnel, and when they came (seconds of any steady clock). Raises ProtocolError."""
         self.now = self.heard = now
-        self.turns.look(now)
+        self.pace.look(now)
         self.decoder.feed(chunk)
 
     def open(self, outlet: Outlet, service: int, visitor: str) -> Stream | None:
@@ -151,7 +148,7 @@ class Session:
             marked, self._marked = self._marked, []
             for stream in marked:
                 stream.marked = False
-                if stream.recv is Recv.OPEN:
+                if stream.recv is RECEIVING:
                     self.write(stream.credit())
 
     # --- time ----------------------------------------------------------------------------------------------------------
@@ -190,8 +187,9 @@ class Session:
             if not self._marked and self._pong is None:
                 self._wake()
             self._marked.append(stream)
-            if self.now - self._pinged >= _RTT_EVERY:  # credit flows: the window needs to know the path
-                self.ping()
+            drained = self.pace.ping_after()
+            if (self._ping is None and self.now - self._pinged >= _RTT_EVERY) or self._pinged < drained <= self.now:
+                self.ping()  # credit flows: the window needs to know the path
 
     def watch_half_open(self, stream: Stream) -> None:
         self._half_open.setdefault(stream, (-1, self.now))
@@ -203,8 +201,8 @@ class Session:
         if self.streams.pop(stream.id, None) is None:
             return
         self._half_open.pop(stream, None)
-        if self.turns.busy is stream:
-            self.turns.busy = None
+        if self.pace.busy is stream:
+            self.pace.busy = None
         if self._is_theirs(stream.id):
             self._their_streams -= 1
         if not self.streams:
@@ -218,10 +216,11 @@ class Session:
             return
         if number:
             stream = self.streams.get(number)
-            if stream is not None and kind != Kind.OPEN:
-                self._stream_handlers[kind](stream, payload)
-            elif kind == Kind.OPEN:
+            handle = self._stream_handlers.get(kind)
+            if handle is None:
                 self._on_open(number, payload)
+            elif stream is not None:
+                handle(stream, payload)
             elif kind not in (Kind.WINDOW, Kind.STOP, Kind.RESET) or not self._was_open(number):
                 self._stray(number)
             return
@@ -269,8 +268,7 @@ class Session:
         if payload != self._ping:
             return  # an answer to an older PING
         self._ping = None
-        self._rtts = [*self._rtts[1 - _RTT_SAMPLES :], self.now - self._pinged]
-        self.min_rtt = min(self._rtts)
+        self.pace.measured(self.now - self._pinged, self.now)
 
     def _on_goaway(self, payload: bytes) -> None:
         _, code, text = wire.unpack_goaway(payload)

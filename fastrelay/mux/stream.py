@@ -10,7 +10,7 @@ the stream is forgotten as soon as both halves are terminal, and its share of th
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from fastrelay.errors import Code, ProtocolError
 from fastrelay.mux.credit import Meter, step
@@ -37,6 +37,8 @@ class Send(enum.Enum):
     ENDED = "ended"
     RESET = "reset"
 
+    __hash__ = object.__hash__  # that of Enum is written in Python, and every step of a stream asks for it
+
 
 class Recv(enum.Enum):
     PENDING = "pending"
@@ -44,6 +46,8 @@ class Recv(enum.Enum):
     DRAIN = "drain"
     ENDED = "ended"
     RESET = "reset"
+
+    __hash__ = object.__hash__
 
 
 _BAD = Code.STREAM_STATE
@@ -109,6 +113,11 @@ RECV: dict[tuple[Recv, str], tuple[Kind | None, Recv] | Code] = {
     (Recv.RESET, "RESET"): (None, Recv.RESET),
 }
 
+# Until Python 3.12 a member of an enum is found by way of two classes: what is asked for often has a name of its own.
+SENDING: Final = Send.OPEN
+RECEIVING: Final = Recv.OPEN
+_ACCEPT = Kind.ACCEPT
+_WITH_CODE = frozenset((Kind.RESET, Kind.STOP))
 _SEND_END = frozenset((Send.ENDED, Send.RESET))
 _RECV_END = frozenset((Recv.ENDED, Recv.RESET))
 _NEVER = MAX_OFFSET * 2
@@ -166,6 +175,7 @@ class Stream:
         "id",
         "marked",
         "outlet",
+        "pace",
         "queued",
         "received",
         "recv",
@@ -175,13 +185,12 @@ class Stream:
         "sent",
         "session",
         "sink",
-        "turns",
         "window",
     )
 
     def __init__(self, session: Session, number: int, window: int, *, opener: bool) -> None:
         self.session = session
-        self.turns = session.turns
+        self.pace = session.pace
         self.id = number
         self.outlet = NOTHING
         self.sink = NOTHING
@@ -218,7 +227,7 @@ class Stream:
 
     def accept(self) -> None:
         """The acceptor's target is there: answer with ACCEPT and the first window."""
-        if self.recv is Recv.OPEN:  # a half that has ended early keeps its frozen limit
+        if self.recv is RECEIVING:  # a half that has ended early keeps its frozen limit
             self.recv_limit = max(self.recv_limit, self.received - self.queued + self.window)
             self._refill_at = self.recv_limit - self.window + step(self.window)
         self._step_send("accept")
@@ -242,21 +251,21 @@ class Stream:
 
     def room(self) -> int:
         """How many bytes the next frame may carry; 0 when there is no credit. Negative never."""
-        return min(self.send_limit - self.sent, self.turns.cap) if self.send is Send.OPEN else 0
+        return min(self.send_limit - self.sent, self.pace.cap) if self.send is SENDING else 0
 
     def seal(self, slab: memoryview, size: int) -> memoryview:
         """Make the `size` bytes at slab[8:] a DATA frame in place; 0 < size <= room(). Returns the frame, a view of the slab."""
-        turns = self.turns
-        if turns.busy is not self:
-            turns.switches += turns.busy is not None
-            turns.busy = self
+        pace = self.pace
+        if pace.busy is not self:
+            pace.switches += pace.busy is not None
+            pace.busy = self
         self.sent += size
         HEADER.pack_into(slab, 0, size, self.id)  # Kind.DATA is 0
         return slab[: HEADER_SIZE + size]
 
     def fin(self) -> None:
         """End this side's direction: everything before it was sealed and written."""
-        if self.send is Send.OPEN:
+        if self.send is SENDING:
             self._step_send("fin")
 
     def stop(self, code: Code = Code.CANCEL) -> None:
@@ -298,7 +307,7 @@ class Stream:
             self._refill()
 
     def receive_fin(self) -> None:
-        whole = self.recv is Recv.OPEN  # what came while draining was thrown away: not a clean end
+        whole = self.recv is RECEIVING  # what came while draining was thrown away: not a clean end
         outlet = self.outlet
         self._step_recv("FIN")
         if whole:
@@ -369,15 +378,15 @@ class Stream:
     def _refill(self) -> None:
         """Consumption has passed the mark: size the window anew and raise the limit."""
         session = self.session
-        turns = self.turns
-        if turns.busy is not self:  # what is received counts as well, but not every frame of it
-            turns.switches += turns.busy is not None
-            turns.busy = self
+        pace = self.pace
+        if pace.busy is not self:  # what is received counts as well, but not every frame of it
+            pace.switches += pace.busy is not None
+            pace.busy = self
         consumed = self.received - self.queued
         if self._meter is None:
             self._meter = Meter(consumed, session.now)
         else:
-            wanted = self._meter.window(consumed, session.now, session.min_rtt, turns.alone, self.window)
+            wanted = self._meter.window(consumed, session.now, pace, self.window)
             self._resize(wanted, self.recv_limit - consumed)
         limit = consumed + self.window
         if limit >= self.recv_limit + step(self.window):
@@ -411,7 +420,7 @@ class Stream:
             return False
         stuck = self.sent >= self.send_limit
         self.send_limit = limit
-        if stuck and self.send is Send.OPEN:
+        if stuck and self.send is SENDING:
             self.outlet.on_room()
         return True
 
@@ -428,7 +437,10 @@ class Stream:
             raise AssertionError(f"{self}: {event} is not allowed now")
         if isinstance(row, Code):
             raise ProtocolError(row, f"stream {self.id}: {event} while sending is {self.send.value}")
-        kind, self.send = row
+        kind, after = row
+        if after is self.send and kind is None:
+            return
+        self.send = after
         if kind is not None:
             self._emit(kind, code)
         if self.send in _SEND_END:
@@ -444,7 +456,7 @@ class Stream:
         kind, self.recv = row
         if kind is not None:
             self._emit(kind, code)
-        if self.recv is not Recv.OPEN:
+        if self.recv is not RECEIVING:
             self._refill_at = _NEVER
         if self.recv in _RECV_END:
             self.recv_limit = self.received  # what comes after the end is an overrun
@@ -453,15 +465,16 @@ class Stream:
         self._after()
 
     def _emit(self, kind: Kind, code: Code) -> None:
-        if kind is Kind.ACCEPT:
+        if kind is _ACCEPT:
             self.session.write(frame(kind, self.id, LIMIT.pack(self.recv_limit)))
-        elif kind in (Kind.RESET, Kind.STOP):
+        elif kind in _WITH_CODE:
             self.session.write(code_frame(kind, self.id, code))
         else:
             self.session.write(frame(kind, self.id))
 
     def _after(self) -> None:
-        if self.ended:
+        over = (self.send in _SEND_END) + (self.recv in _RECV_END)
+        if over == 2:
             self.session.forget(self)
-        elif self.half_open:
+        elif over:
             self.session.watch_half_open(self)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import socket
-import struct
 import termios
 import time
 from os import write
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, cast
 
 from fastrelay.errors import Code
 from fastrelay.mux.stream import NOTHING
-from fastrelay.mux.turns import SHARED_FRAME
+from fastrelay.net.options import LINGER_OFF, LINGER_RESET, linger
 from fastrelay.wire import DISCARD_TIME, HEADER_SIZE, RESET_DRAIN
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from fastrelay.net.link import Link
     from fastrelay.net.runtime import Runtime
 
-LINGER_RESET = struct.pack("ii", 1, 0)
-LINGER_OFF = struct.pack("ii", 0, 0)
 _POLL_FIRST = 0.001
 _POLL_MOST = 0.05
 
@@ -115,7 +112,7 @@ class Edge(asyncio.BufferedProtocol):
         elif link.blocked:
             self._hold()
             link.waiting.append(self)
-        elif nbytes >= SHARED_FRAME and not stream.turns.alone:
+        elif nbytes >= stream.pace.cap and not stream.pace.alone:
             # libuv reads on while the buffer fills: in company a stream gets one frame, then the others have their turn.
             self._hold()
             link.yielded(self)
@@ -354,7 +351,7 @@ class Edge(asyncio.BufferedProtocol):
 
     def _close(self) -> None:
         """Both directions have ended: an orderly close."""
-        self._linger(LINGER_OFF)
+        linger(self._fd, LINGER_OFF)
         if self.stream is not None:
             self.stream.detach()
             self.stream = None
@@ -365,14 +362,8 @@ class Edge(asyncio.BufferedProtocol):
         self._discarding = True
         self._backlog = None
         if self._fd >= 0:
-            self._linger(LINGER_RESET)
+            linger(self._fd, LINGER_RESET)
             self._transport.abort()
-
-    def _linger(self, option: bytes) -> None:
-        try:
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
-        except OSError:
-            pass  # a unix socket, or a connection that is already gone
 
 
 def _unacknowledged(fd: int) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, Protocol, cast
@@ -16,11 +15,16 @@ from fastrelay import wire
 from fastrelay.errors import Code, FastrelayError, ProtocolError
 from fastrelay.mux.credit import tunnel_pool
 from fastrelay.mux.decoder import Decoder
+from fastrelay.mux.pace import SHARED_FRAME, UNSENT_FIRST
 from fastrelay.mux.session import Owner, Session
-from fastrelay.net.outbox import NOTSENT_FIRST, TLS_HIGH, TLS_LOW, Outbox, limit_unsent
+from fastrelay.net.options import disorder, tune_tunnel, unpace
+from fastrelay.net.outbox import Outbox
 
 if TYPE_CHECKING:
     from fastrelay.net.runtime import Runtime
+
+_LOOK_EVERY = 0.1
+"""Seconds between two looks at what the path does to packets."""
 
 
 class Core(Protocol):
@@ -48,20 +52,28 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self.error: Exception | None = None
         self._core: Core
         self._slab = runtime.tunnel_slab
+        self._short_slab = runtime.tunnel_slab[:SHARED_FRAME]
         self._made = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._gone = False
+        self._look_at = 0.0
+        self._disorder = 0
 
     # --- asyncio -------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.peer = address(transport.get_extra_info("peername"))
-        tune(transport.get_extra_info("socket"))
+        peer = transport.get_extra_info("peername")
+        self.peer = address(peer)
+        sock = transport.get_extra_info("socket")
+        tune_tunnel(sock)
+        unpace(sock, peer)
+        self._socket = sock
         if transport.get_extra_info("ssl_object") is None:
-            self._fd = transport.get_extra_info("socket").fileno()
-        else:
-            self.transport.set_write_buffer_limits(TLS_HIGH, TLS_LOW)
+            self._fd = sock.fileno()
+        else:  # the socket holds what may wait: a transport that holds more is full
+            self.transport.set_write_buffer_limits(1, 0)
+        self._limit_queue(UNSENT_FIRST)
         # The time of TLS counts as well: a link is made when the connection is.
         left = self._made + wire.HANDSHAKE_TIME - time.monotonic()
         self._timer = self.runtime.loop.call_later(max(0.0, left), self._too_slow)
@@ -76,7 +88,8 @@ class Link(Outbox, asyncio.BufferedProtocol):
         return None if tls is None else tls.getpeercert(binary_form=True)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._slab
+        # In company a chunk is short, for the same reason as a frame.
+        return self._slab if self.session is None or self.session.pace.alone else self._short_slab
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing:
@@ -92,11 +105,22 @@ class Link(Outbox, asyncio.BufferedProtocol):
             self._feeding = False
         if not self.blocked and not self._closing:
             if self.session is not None:
+                now = self.session.now
+                if now >= self._look_at:
+                    self._look(now)
                 self.session.flush()
-                if self.session.turns.cap != self.read_size:
+                if self.session.pace.cap != self.read_size:
                     self._set_read_size()
             if self._pending and not self._flush_due:
                 self._flush()
+
+    def _look(self, now: float) -> None:
+        """See whether packets were lost on the way here."""
+        self._look_at = now + _LOOK_EVERY
+        packets = disorder(self._socket)
+        if packets != self._disorder and self.session is not None:
+            self._disorder = packets
+            self.session.pace.lost(now)
 
     def eof_received(self) -> bool:
         return False
@@ -232,16 +256,6 @@ class Link(Outbox, asyncio.BufferedProtocol):
 
     def _too_slow(self) -> None:
         self.goodbye(ProtocolError(Code.TIMEOUT, f"the handshake took longer than {wire.HANDSHAKE_TIME} s"))
-
-
-def tune(sock: socket.socket) -> None:
-    """Socket options of a tunnel. TCP_USER_TIMEOUT belongs here and never on a visitor: it ends peers that merely do not read."""
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wire.UNACKED_TIME * 1000)
-    except (OSError, AttributeError):
-        pass  # not Linux
-    limit_unsent(sock, NOTSENT_FIRST)
 
 
 def address(peer: object) -> str:

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from fastrelay.net.edge import LINGER_RESET
+from fastrelay.net.options import LINGER_RESET, unpace
 from fastrelay.net.runtime import Runtime
 from fastrelay.wire import GOODBYE_TIME, HANDSHAKE_TIME
 
@@ -35,6 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        unpace(sock, address[4])
         if address[0] == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         sock.bind(address[4])

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
-from fastrelay.wire import HEADER_SIZE, MAX_DATA, WINDOW_FLOOR
+from fastrelay.net.options import limit_unsent
+from fastrelay.wire import HEADER_SIZE, MAX_DATA, WINDOW_FLOOR, Kind
 
 if TYPE_CHECKING:
     from fastrelay.mux.session import Session
@@ -28,16 +29,13 @@ SMALL = 16_384
 """Frames up to this size are worth a copy to save a system call."""
 _BUSY = 0.00006
 """Seconds since the last write within which the next small frame probably has company."""
-TLS_HIGH = 262_144
-TLS_LOW = 65_536
-NOTSENT_FIRST = 262_144
-NOTSENT_LEAST = 32_768
-NOTSENT_MOST = 8_388_608
-"""TCP_NOTSENT_LOWAT: what the kernel may hold unsent, so that a queue builds in the streams, where it is fair, and not in the socket."""
-_QUEUE_TIME = 0.01
-"""Seconds that the unsent queue may last. In bytes it is 125 KB at 100 Mbit/s and 8 MiB on loopback, where 256 KiB cost 8 % more CPU."""
+_FULL_AGAIN = 0.01
+_FULL_LATELY = 0.5
+"""Seconds between two times that the tunnel was full: less measures the scheduler, after more it was not always full."""
 _MOST_CONTROL = 8 << 20
-"""Bytes that may wait while the tunnel is blocked, beyond which the peer is not reading at all."""
+"""Bytes of control frames that may wait while the tunnel is blocked, beyond which the peer is not reading at all."""
+_AT_ONCE = 16
+"""Edges that go on in one turn of the loop once the tunnel takes more. If all did, who comes anew would wait for a read of each."""
 
 
 class Outbox:
@@ -53,18 +51,19 @@ class Outbox:
         # What edges read at once: a view of their slab behind the header, smaller while the tunnel is shared or blocked.
         self.read_size = 0
         self.read_view = runtime.edge_slab[HEADER_SIZE:HEADER_SIZE]
-        self.waiting: list[Edge] = []  # edges that stopped because the tunnel is blocked
+        self.waiting: deque[Edge] = deque()  # edges that stopped because the tunnel is blocked
         self._fd = -1  # of a plain tunnel
         self._pending = bytearray()
         self._flush_due = False
         self._feeding = False
+        self._control = 0  # bytes of control frames that were written since the tunnel is blocked
         self._written = 0.0
         self._crowded = False  # turns carry several small frames: gather them
         self._lone = False  # what is gathered is one frame that came after a pause
         self._yielded: list[Edge] = []
+        self._resuming = False
         self._taken = 0  # bytes that the socket took since it was last full, at `_full_at`
         self._full_at = time.monotonic()
-        self._notsent = NOTSENT_FIRST
         self._closing = False
         self._ending = False  # `close` waits until what was written has left
 
@@ -89,8 +88,10 @@ class Outbox:
         if self.blocked or self._closing:
             if not self._closing:
                 pending += frame
-                if len(pending) > _MOST_CONTROL + len(self.streams) * WINDOW_FLOOR:
-                    self.abort(ConnectionAbortedError("the other side takes nothing off the tunnel"))
+                if frame[0] != Kind.DATA:  # of which each edge adds one read at most
+                    self._control += size
+                    if self._control > _MOST_CONTROL:
+                        self.abort(ConnectionAbortedError("the other side takes nothing off the tunnel"))
             return
         if size <= SMALL:
             if pending or self._feeding:
@@ -170,27 +171,28 @@ class Outbox:
 
     def _set_read_size(self) -> None:
         if self.session is not None:
-            size = self.session.turns.cap
+            size = self.session.pace.cap
             self.read_size = size = min(size, WINDOW_FLOOR) if self.blocked else min(size, MAX_DATA)
             self.read_view = self.runtime.edge_slab[HEADER_SIZE : HEADER_SIZE + size]
 
-    def _limit_queue(self) -> None:
-        """The tunnel is full: let its unsent queue last as long as it should at the rate since it was full last."""
+    def _full(self) -> None:
+        """The tunnel is full: see what it took since it was full last, and how much may wait unsent at that rate."""
         now = time.monotonic()
         span = now - self._full_at
-        if span < _QUEUE_TIME:
+        if span < _FULL_AGAIN:
             return
-        wanted = int(self._taken / span * _QUEUE_TIME)
+        if span < _FULL_LATELY and self.session is not None and self.session.pace.took(self._taken, span):
+            self._limit_queue(self.session.pace.unsent)
         self._full_at = now
         self._taken = 0
-        wanted = max(NOTSENT_LEAST, min(NOTSENT_MOST, wanted))
-        if not self._notsent // 2 < wanted < self._notsent * 2:
-            self._notsent = wanted
-            limit_unsent(self.transport.get_extra_info("socket"), wanted)
+
+    def _limit_queue(self, size: int) -> None:
+        """So many bytes may wait below us: what comes on top waits in the streams, where it is fair."""
+        limit_unsent(self.transport.get_extra_info("socket"), size)
 
     def _block(self) -> None:
         self.blocked = True
-        self._limit_queue()
+        self._full()
         self._set_read_size()
         self.runtime.watch.add(self._fd, self)
 
@@ -209,14 +211,29 @@ class Outbox:
     def _unblock(self) -> None:
         """The tunnel takes more: what is owed first, then everybody who waited gets one read."""
         self.blocked = False
+        self._control = 0
         self._set_read_size()
         if self._closing:
             return
         self._turn_over()
-        waiting, self.waiting = self.waiting, []
-        self._resume(waiting)
+        self._resume()
         if self._ending:
             self.close()
+
+    def _resume(self) -> None:
+        """Let some of the edges that wait go on, and the next ones when these have had their turn."""
+        waiting = self.waiting
+        for _ in range(min(len(waiting), _AT_ONCE)):
+            if self.blocked:
+                return
+            waiting.popleft().on_room()
+        if waiting and not self._resuming:
+            self._resuming = True
+            self.runtime.loop.call_soon(self._resume_more)
+
+    def _resume_more(self) -> None:
+        self._resuming = False
+        self._resume()
 
     def yielded(self, edge: Edge) -> None:
         """An edge has had its turn: it goes on when the others have had theirs."""
@@ -225,30 +242,16 @@ class Outbox:
         self._yielded.append(edge)
 
     def _next_round(self) -> None:
-        yielded, self._yielded = self._yielded, []
-        self._resume(yielded)
-
-    def _resume(self, edges: list[Edge]) -> None:
-        """Let edges go on, those who find the tunnel blocked again later."""
-        for edge in edges:
-            if self.blocked:
-                self.waiting.append(edge)
-            else:
-                edge.on_room()
+        self.waiting += self._yielded
+        self._yielded.clear()
+        self._resume()
 
     # --- asyncio -------------------------------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
         self.blocked = True
-        self._limit_queue()
+        self._full()
         self._set_read_size()
 
     def resume_writing(self) -> None:
         self._unblock()
-
-
-def limit_unsent(sock: socket.socket, size: int) -> None:
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
-    except (OSError, AttributeError):
-        pass  # not Linux

@@ -44,7 +44,7 @@ def test_idle_streams(tmp_path: Path, way: Way, number: int) -> None:
 
         start = time.monotonic()
         visitors: list[socket.socket] = []
-        while len(visitors) < number:  # in batches: a client dials 1,024 targets at once and refuses more (MAX_DIALS)
+        while len(visitors) < number:  # in batches, each of which has answered before the next
             batch = [connect(relay.addresses[0], source=f"127.0.0.{index % 4 + 1}") for index in range(BATCH)]
             visitors += [stack.enter_context(visitor) for visitor in batch]
             answered(batch, "first")

@@ -1,4 +1,4 @@
-"""The session: ids, limits, liveness, what is owed, and whose turn it is. What is charged is in test_floods.py."""
+"""The session: ids, limits, liveness, and what is owed. What is charged is in test_floods.py, whose turn it is in test_pace.py."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.errors import Code
-from fastrelay.mux.turns import ALONE_AFTER, SHARED_FRAME
-from fastrelay.wire import DEAD_AFTER, HALF_OPEN_IDLE, MAX_DATA, PING_AFTER, WINDOW_FIRST, Kind, Settings
+from fastrelay.mux import pace, session
+from fastrelay.wire import DEAD_AFTER, HALF_OPEN_IDLE, PING_AFTER, WINDOW_FIRST, Kind, Settings
 from tests.support import pair
 from tests.support.pair import Frame, Pair, Side, client, relay
 
 PIECE = bytes(wire.CREDIT_STEP)
-
-
-def alone(side: Side) -> bool:
-    return side.session.turns.alone
 
 
 def kinds(side: Side) -> list[int]:
@@ -183,24 +179,23 @@ def test_two_quiet_sessions_keep_each_other_alive() -> None:
     assert frames <= 2 * 600 / PING_AFTER
 
 
-def test_min_rtt_is_the_least_of_the_last_pongs() -> None:
+def round_trip(side: Side, seconds: float) -> None:
+    side.session.now = side.clock.now
+    side.session.ping()
+    *_, frame = side.sent()
+    side.clock.now += seconds
+    side.feed(pair.pong(frame.payload))
+
+
+def test_a_pong_measures_the_path() -> None:
     side = relay()
-
-    def round_trip(seconds: float) -> None:
-        side.clock.now += 5
-        side.session.now = side.clock.now
-        side.session.ping()
-        (frame,) = side.sent()
-        side.clock.now += seconds
-        side.feed(pair.pong(frame.payload))
-
-    assert side.session.min_rtt == 0
+    assert side.session.pace.min_rtt == 0
     for seconds, least in ((0.05, 0.05), (0.03, 0.03), (0.2, 0.03)):
-        round_trip(seconds)
-        assert side.session.min_rtt == pytest.approx(least)
-    for _ in range(8):
-        round_trip(0.4)
-    assert side.session.min_rtt == pytest.approx(0.4), "the path has changed"
+        round_trip(side, seconds)
+        assert side.session.pace.min_rtt == pytest.approx(least)
+    side.clock.now += pace._RTT_MEMORY
+    round_trip(side, 0.4)
+    assert side.session.pace.min_rtt == pytest.approx(0.4), "the path has changed"
 
 
 def test_a_pong_that_nobody_asked_for_measures_nothing() -> None:
@@ -211,9 +206,9 @@ def test_a_pong_that_nobody_asked_for_measures_nothing() -> None:
     side.session.ping()
     (new,) = side.sent()
     side.feed(pair.pong(old.payload) + pair.pong(b"whatever"))
-    assert side.session.min_rtt == 0
+    assert side.session.pace.min_rtt == 0
     side.feed(pair.pong(new.payload) * 2)
-    assert len(side.session._rtts) == 1
+    assert len(side.session.pace._rtts) == 1
 
 
 def test_pings_that_measure_are_rare() -> None:
@@ -222,7 +217,53 @@ def test_pings_that_measure_are_rare() -> None:
     for _ in range(1000):
         side.clock.now += 0.01
         side.feed(pair.data(1, bytes(70_000)))
-    assert kinds(side).count(Kind.PING) <= 10 / 1 + 1
+    assert 1 <= kinds(side).count(Kind.PING) <= 10 / session._RTT_EVERY + 1
+
+
+def test_an_answer_that_takes_long_counts_as_well() -> None:
+    side = relay()
+    side.feed(pair.open_(1))
+    rtt = 1.5 * session._RTT_EVERY
+    asked: list[tuple[float, bytes]] = []
+    for _ in range(100):
+        side.clock.now += 0.1
+        answered = b"".join(pair.pong(payload) for when, payload in asked if when + rtt <= side.clock.now)
+        asked = [(when, payload) for when, payload in asked if when + rtt > side.clock.now]
+        side.feed(answered + pair.data(1, bytes(70_000)))
+        side.session.flush()
+        asked += [(side.clock.now, frame.payload) for frame in side.sent() if frame.kind == Kind.PING]
+    assert side.session.pace.min_rtt == pytest.approx(rtt, abs=0.2)
+
+
+def test_a_drained_path_is_measured_once() -> None:
+    """Two RTT after windows began to shrink, however lately the path was measured before."""
+    rtt, tick = 0.1, 0.01
+    side = relay()
+    side.feed(pair.open_(1))
+    round_trip(side, 1.1 * rtt)
+    round_trip(side, rtt)
+    tunnel, stream = side.session.pace, side.session.streams[1]
+
+    def pings(seconds: float) -> list[float]:
+        """When PINGs were sent while data came; nobody answers them."""
+        found = []
+        end = side.clock.now + seconds
+        while side.clock.now < end:
+            side.clock.now += tick
+            if size := min(70_000, stream.recv_limit - stream.received):
+                side.feed(pair.data(1, bytes(size)))
+            side.session.flush()
+            found += [side.clock.now for frame in side.sent() if frame.kind == Kind.PING]
+        return found
+
+    pings(1.0)
+    side.clock.now += pace._DRAIN_EVERY - 1.0
+    begin = side.clock.now + tick
+    asked = pings(4 * rtt)
+    assert tunnel.ping_after() == pytest.approx(begin + 2 * rtt)
+    drained = begin + 2 * rtt - tick / 2
+    assert any(when < drained for when in asked), "the usual one came in between"
+    assert [when for when in asked if when >= drained] == pytest.approx([begin + 2 * rtt], abs=3 * tick)
 
 
 # --- half-open streams -------------------------------------------------------------------------------------------------
@@ -410,55 +451,3 @@ def test_credit_for_a_half_that_has_ended_meanwhile_is_not_sent() -> None:
     side.session.streams[3].stop()
     side.session.flush()
     assert kinds(side) == [Kind.STOP]
-
-
-# --- turns -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_stream_alone_uses_large_frames_and_two_share() -> None:
-    side = relay()
-    first, second = side.must_open(), side.must_open()
-    side.feed(pair.accept(first.id, 1 << 30) + pair.accept(second.id, 1 << 30))
-    assert first.room() == MAX_DATA
-    assert side.send(first, bytes(MAX_DATA)) == MAX_DATA
-    assert alone(side)
-    side.send(second, b"key press")
-    side.feed(b"")
-    assert not alone(side)
-    assert first.room() == second.room() == SHARED_FRAME
-    side.clock.now += ALONE_AFTER * 0.9
-    side.feed(b"")
-    assert first.room() == SHARED_FRAME
-    side.clock.now += ALONE_AFTER * 0.2
-    side.feed(b"")
-    assert alone(side)
-    assert first.room() == MAX_DATA
-
-
-def test_what_arrives_counts_as_a_turn() -> None:
-    side = relay()
-    side.feed(pair.open_(1) + pair.open_(3))
-    for stream, expected in ((1, True), (1, True), (3, False)):  # as much as credit is returned for
-        side.feed(pair.data(stream, PIECE))
-        side.feed(b"")
-        assert alone(side) is expected
-
-
-def test_a_stream_that_is_over_is_no_company() -> None:
-    side = relay()
-    for n in range(10):  # one after the other
-        number = 2 * n + 1
-        side.feed(pair.open_(number) + pair.data(number, b"request"))
-        side.send(side.session.streams[number], b"answer")
-        side.session.streams[number].fin()
-        side.feed(pair.fin(number))
-    side.feed(b"")
-    assert alone(side)
-
-
-def test_small_frames_of_the_peer_stay_small() -> None:
-    side = client(theirs=Settings(max_data=wire.MIN_MAX_DATA))
-    first, second = side.must_open(), side.must_open()
-    side.send(first, b"x")
-    side.send(second, b"x")
-    assert first.room() == wire.MIN_MAX_DATA

@@ -403,7 +403,7 @@ def test_a_detached_stream_goes_on_for_the_other_side() -> None:
 def test_a_window_that_shrinks_sends_nothing_that_raises_nothing() -> None:
     """The other side would charge it (protocol.md section 12)."""
     side, stream, _ = acceptor()
-    side.session.min_rtt = 0.0001
+    side.session.pace.min_rtt = 0.0001
     last = WINDOW_FIRST
     for _ in range(120):  # 10 ms apart: so slow that the smallest window will do
         side.clock.now += 0.01

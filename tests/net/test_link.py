@@ -18,6 +18,7 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError
+from fastrelay.mux import pace
 from fastrelay.mux.stream import Stream
 from fastrelay.net import outbox
 from fastrelay.net.link import Core, Link, address
@@ -235,15 +236,43 @@ def test_what_may_wait_is_bounded(run: Run, identity: tuple[Path, Path], tls: bo
         talker, ear = Ear(), Ear()
         async with two_links(runtime, talker, ear, identity if tls else None) as (link, other):
             other.transport.pause_reading()
-            most = 0
-            for number in range(2000):
-                link.write(numbered(number, 16_000))
-                most = max(most, len(link._pending))
+            number = 0
+            while not link.blocked:
+                number += 1
+                link.write(numbered(number, 300_000))
                 await asyncio.sleep(0)
-                if talker.closed:
-                    break
+            for _ in range(outbox._MOST_CONTROL // 300_000 + 1):  # as if many edges had read one buffer each
+                link.write(numbered(number, 300_000))
+            await turns()
+            assert not talker.closed, "of data there is no more than edges have read"
+            control = wire.frame(Kind.GOAWAY, 0, bytes(4000))
+            for _ in range(outbox._MOST_CONTROL // len(control)):
+                link.write(control)
+            await turns()
+            assert not talker.closed
+            link.write(control)
+            await until(lambda: talker.closed, "the tunnel is given up")
             assert isinstance(talker.closed[0], ConnectionAbortedError)
-            assert most <= outbox._MOST_CONTROL + 20_000
+
+    run(main())
+
+
+def test_control_frames_are_counted_anew_when_the_tunnel_takes_more(run: Run) -> None:
+    async def main() -> None:
+        runtime = Runtime()
+        talker, ear = Ear(), Ear()
+        async with two_links(runtime, talker, ear, None) as (link, other):
+            control = wire.frame(Kind.GOAWAY, 0, bytes(4000))
+            for _ in range(3):
+                other.transport.pause_reading()
+                while not link.blocked:
+                    link.write(numbered(1, 300_000))
+                    await asyncio.sleep(0)
+                for _ in range(outbox._MOST_CONTROL // len(control) * 2 // 3):
+                    link.write(control)
+                other.transport.resume_reading()
+                await until(lambda: not link.blocked and not link._pending, "the tunnel takes more")
+            assert not talker.closed
 
     run(main())
 
@@ -283,29 +312,151 @@ def test_credit_waits_while_the_tunnel_is_blocked_and_is_the_newest_after(run: R
     run(main())
 
 
-def test_the_unsent_queue_follows_the_rate(run: Run) -> None:
-    def limit(link: Link) -> int:
-        sock = link.transport.get_extra_info("socket")
-        return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT))
+def unsent_limit(link: Link) -> int:
+    sock = link.transport.get_extra_info("socket")
+    return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT))
+
+
+def is_full(link: Link, rate: float, seconds: float) -> int:
+    """The tunnel is full again after it took so many bytes a second for so long. Returns what may be unsent then."""
+    link._taken = int(rate * seconds)
+    link._full_at = time.monotonic() - seconds
+    link._full()
+    return unsent_limit(link)
+
+
+def test_what_is_unsent_follows_the_rate(run: Run) -> None:
+    async def main() -> None:
+        async with Bench() as bench:
+            link, tunnel = bench.link, bench.session.pace
+            assert unsent_limit(link) == pace.UNSENT_FIRST
+            rate = 4 * pace.UNSENT_FIRST / pace._UNSENT_TIME
+            size = is_full(link, rate, 0.3)
+            assert size == tunnel.unsent == pytest.approx(4 * pace.UNSENT_FIRST, rel=0.1)
+            assert link._taken == 0
+            assert is_full(link, 1e13, 0.3) == pace.UNSENT_MOST
+            assert is_full(link, 1e3, 0.3) == pace.LEAST
+
+    run(main())
+
+
+def test_only_a_tunnel_that_was_always_full_tells_its_rate(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "_FULL_AGAIN", 10.0)  # so long that no scheduler spoils it
+    monkeypatch.setattr(outbox, "_FULL_LATELY", 30.0)
 
     async def main() -> None:
         async with Bench() as bench:
             link = bench.link
-            assert limit(link) == outbox.NOTSENT_FIRST
+            assert is_full(link, 1e10, 1.0) == pace.UNSENT_FIRST
+            assert link._taken > 0, "too soon to tell: it goes on"
+            assert is_full(link, 1e3, 40.0) == pace.UNSENT_FIRST
+            assert link._taken == 0, "most of the time nothing was to be sent: it begins anew"
 
-            def full(rate: float) -> int:
-                link._taken = int(rate)
-                link._full_at = time.monotonic() - 1.0
-                link._limit_queue()
-                return limit(link)
+    run(main())
 
-            assert full(12_500_000) == pytest.approx(125_000, rel=0.01)  # 100 Mbit/s for 10 ms
-            assert full(12_500_000 * 1.5) == pytest.approx(125_000, rel=0.01), "small changes cost no system call"
-            assert full(1e9) == outbox.NOTSENT_MOST
-            assert full(1e3) == outbox.NOTSENT_LEAST
-            link._taken = 1 << 30
-            link._limit_queue()  # too soon to tell
-            assert limit(link) == outbox.NOTSENT_LEAST
+
+def test_small_changes_of_the_rate_cost_no_system_call(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with Bench() as bench:
+            calls: list[int] = []
+            monkeypatch.setattr(outbox, "limit_unsent", lambda sock, size: calls.append(size))
+            rate = 10 * pace.UNSENT_FIRST / pace._UNSENT_TIME
+            for factor in (1.0, 1.1, 0.9, 1.15, 1.0):
+                is_full(bench.link, rate * factor, 0.2)
+            assert len(calls) == 1
+
+    run(main())
+
+
+def test_a_slow_path_is_noticed(run: Run) -> None:
+    """By nothing but that the other side reads slowly."""
+
+    async def main() -> None:
+        async with Bench() as bench:
+            link, tunnel, peer = bench.link, bench.session.pace, bench.peer.sock
+            begin, read = time.monotonic(), 0
+            frame = numbered(2, pace.LEAST)
+
+            def slow() -> bool:
+                nonlocal read
+                if not link.blocked:
+                    link.write(frame)
+                due = int((time.monotonic() - begin) * 2e6) - read
+                try:
+                    read += len(peer.recv(due)) if due > 0 else 0
+                except BlockingIOError:
+                    pass
+                return tunnel.unsent < pace.UNSENT_FIRST / 2 and tunnel.cap < pace.SHARED_FRAME
+
+            await until(slow, "little may be unsent")
+            assert unsent_limit(link) == tunnel.unsent
+
+    run(main())
+
+
+def test_a_tls_tunnel_is_full_as_soon_as_something_is_held_back(run: Run, identity: tuple[Path, Path]) -> None:
+    """What waits in the transport cannot be overtaken: it is to wait in the streams instead."""
+
+    async def main() -> None:
+        runtime = Runtime()
+        talker, ear = Ear(), Ear()
+        async with two_links(runtime, talker, ear, identity) as (link, other):
+            assert unsent_limit(link) == pace.UNSENT_FIRST
+            size = 0
+            for number in range(3):
+                other.transport.pause_reading()
+                while not link.blocked:
+                    assert link.transport.get_write_buffer_size() == 0
+                    link.write(numbered(number, pace.LEAST))
+                    size += HEADER_SIZE + pace.LEAST
+                    await asyncio.sleep(0)
+                    assert link.blocked is (link.transport.get_write_buffer_size() > 0)
+                    assert size < 1 << 27
+                await turns()
+                assert link.transport.get_write_buffer_size() <= 2 * pace.LEAST
+                other.transport.resume_reading()
+                await until(lambda: not link.blocked, "it goes on")
+                assert link.transport.get_write_buffer_size() == 0
+            await until(lambda: len(ear.raw) == size, "all has arrived")
+
+    run(main())
+
+
+def test_losses_on_the_way_here_are_noticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But looked for now and then only: each look is a system call."""
+    every = 0.05
+    figures = {"looks": 0, "packets": 0}
+
+    def disorder(sock: object) -> int:
+        figures["looks"] += 1
+        return figures["packets"]
+
+    monkeypatch.setattr("fastrelay.net.link.disorder", disorder)
+    monkeypatch.setattr("fastrelay.net.link._LOOK_EVERY", every)
+
+    async def main() -> None:
+        async with Bench() as bench:
+            tunnel = bench.session.pace
+
+            async def hear(seconds: float) -> float:
+                """Bytes arrive for so long; how large windows are then."""
+                end = time.monotonic() + seconds
+                while time.monotonic() < end:
+                    await bench.peer.send(pair.goaway(Code.SHUTDOWN))
+                    await turns(1)
+                return tunnel.gain(bench.session.now)
+
+            assert await hear(2 * every) == pace.STEADY
+            begin, figures["looks"] = time.monotonic(), 0
+            figures["packets"] = 3
+            assert await hear(3 * every) == pace._LOSSY
+            assert 1 <= figures["looks"] <= (time.monotonic() - begin) / every + 1
+            until_then = tunnel._lossy_until
+            await hear(2 * every)
+            assert tunnel._lossy_until == until_then, "none since"
+            figures["packets"] = 4
+            await hear(2 * every)
+            assert tunnel._lossy_until > until_then
 
     run(main())
 

@@ -19,8 +19,9 @@ from fastrelay import wire
 from fastrelay.errors import Code
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import NOTHING, Stream
-from fastrelay.net.edge import LINGER_RESET, Edge
+from fastrelay.net.edge import Edge
 from fastrelay.net.link import Core, Link
+from fastrelay.net.options import LINGER_RESET
 from fastrelay.net.runtime import Runtime
 from fastrelay.wire import HEADER, HEADER_SIZE, Kind
 from tests.support import pair

@@ -1,0 +1,88 @@
+"""Socket options, each with its reason. None of them is owed: where a system lacks one, connections work without it."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import struct
+
+from fastrelay.wire import UNACKED_TIME
+
+LINGER_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: closing the socket, by the death of its process too, sends RST."""
+LINGER_OFF = struct.pack("ii", 0, 0)
+
+_OUT_OF_ORDER = struct.Struct("=224xI")
+"""tcpi_rcv_ooopack in Linux' struct tcp_info."""
+
+
+def tune_tunnel(sock: socket.socket) -> None:
+    """TCP_USER_TIMEOUT belongs on tunnels and never on a visitor: it ends peers that merely do not read."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_TIME * 1000)
+    except (OSError, AttributeError):
+        pass  # not Linux
+
+
+def limit_unsent(sock: socket.socket, size: int) -> None:
+    """TCP_NOTSENT_LOWAT: the socket counts as full with so many bytes that the kernel has not sent yet."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+    except (OSError, AttributeError):
+        pass  # not Linux
+
+
+def disorder(sock: socket.socket) -> int:
+    """How many packets have arrived out of order so far, which tells of losses before them; 0 where the system does not say."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _OUT_OF_ORDER.size)
+        return int(_OUT_OF_ORDER.unpack(info)[0])
+    except (OSError, AttributeError, struct.error):
+        return 0  # not Linux, or older than 5.5
+
+
+def linger(fd: int, option: bytes) -> None:
+    """Set SO_LINGER on the socket of a transport; a unix socket, or a connection that is already gone, keeps what it has.
+
+    By way of the descriptor and the bare type: the socket that uvloop lends makes a new one of `socket.socket` for every call.
+    """
+    try:
+        sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
+    except OSError:
+        return
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
+    except OSError:
+        pass
+    finally:
+        sock.detach()
+
+
+def unpace(sock: socket.socket, address: object) -> None:
+    """Send without pacing if `address`, where the socket is bound or what it talks to, is a loopback address.
+
+    Pacing protects queues on a path, and within a machine there is none: where bbr is the default, its timers took 30 % of the CPU of a
+    bulk stream. What a listener has, the connections that it accepts inherit.
+    """
+    if (
+        isinstance(address, tuple)
+        and (str(address[0]).startswith(("127.", "::ffff:127.")) or address[0] == "::1")
+        and _paced()
+    ):
+        try:
+            sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno"
+            )  # which every kernel has and every user may set
+        except OSError:
+            pass
+
+
+@functools.cache
+def _paced() -> bool:
+    """Whether this system's connections are paced unless they ask not to be."""
+    try:
+        with socket.socket() as sock:
+            return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").startswith(b"bbr")
+    except (OSError, AttributeError):
+        return False
