@@ -60,7 +60,7 @@ class Client:
         self._link: Link | None = None
         self._session: Session | None = None
         self._host = ""
-        self._dials = 0
+        self._dials = asyncio.Semaphore(wire.MAX_DIALS)
         self._once = False  # a session has stood: what failed since is transient until proved otherwise
         self._over = asyncio.Event()  # the current link is gone
         self._retry = asyncio.Event()
@@ -238,14 +238,6 @@ class Client:
         if not 0 < request.service <= len(self.config.exposures) or link is None:
             stream.reset(Code.NO_SERVICE)
             return
-        if self._dials >= wire.MAX_DIALS:
-            stream.reset(Code.LIMIT)
-            self._complain(
-                "dials",
-                "client.busy",
-                f"{wire.MAX_DIALS} targets are being connected at once, as many as this client tries: new visitors are reset until some are done.",
-            )
-            return
         if self.runtime.full:
             stream.reset(Code.LIMIT)
             self._complain(
@@ -255,11 +247,11 @@ class Client:
                 "Raise the limit with `ulimit -n`.",
             )
             return
-        self._dials += 1
         target = self.config.exposures[request.service - 1].target
         Dial(
             self.runtime,
             self._resolver,
+            self._dials,
             link,
             stream,
             target,
@@ -267,7 +259,6 @@ class Client:
         )
 
     def _dialled(self, target: Target, visitor: str, code: Code, error: OSError | None) -> None:
-        self._dials -= 1
         if code in (Code.NO_ERROR, Code.CANCEL):
             return
         what = {

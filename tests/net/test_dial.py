@@ -34,6 +34,7 @@ class Client:
         self.bench = bench
         self.target = target
         self.resolver = Resolver(bench.loop)
+        self.limit = asyncio.Semaphore(wire.MAX_DIALS)
         self.done: list[tuple[Code, OSError | None]] = []
         self.streams: list[Stream] = []
         bench.on_stream = self._open
@@ -43,6 +44,7 @@ class Client:
         Dial(
             self.bench.runtime,
             self.resolver,
+            self.limit,
             self.bench.link,
             stream,
             self.target,
@@ -178,7 +180,7 @@ def test_ways_to_fail(run: Run, monkeypatch: pytest.MonkeyPatch, failure: Except
     async def fail(self: Resolver, target: Target) -> Any:
         raise failure
 
-    monkeypatch.setattr(Resolver, "addresses", fail)
+    monkeypatch.setattr(Resolver, "ask", fail)
 
     async def main() -> None:
         async with Bench() as bench:
@@ -313,12 +315,12 @@ def test_names_are_asked_once_in_a_while(run: Run, monkeypatch: pytest.MonkeyPat
         fake = Loop()
         resolver = Resolver(fake)  # type: ignore[arg-type]
         target = Target("db.example", 5432)
-        for _ in range(3):
-            assert await resolver.addresses(target) == [(socket.AF_INET, (LOCALHOST, 5432))]
-        assert len(asked) == 1
+        found = [(socket.AF_INET, (LOCALHOST, 5432))]
+        assert resolver.known(target) is None
+        assert await resolver.ask(target) == found
+        assert resolver.known(target) == found and len(asked) == 1
         fake.now += dial_module._CACHE_TIME + 1
-        await resolver.addresses(target)
-        assert len(asked) == 2
+        assert resolver.known(target) is None
         resolver.worked(Target("never.asked", 1), (socket.AF_INET, (LOCALHOST, 1)))
         await loop.shutdown_default_executor()
 

@@ -245,34 +245,38 @@ def test_a_service_that_nobody_exposed(run: Run, tmp_path: Path, service: int) -
     run(main())
 
 
-def test_dials_are_limited_and_counted_well(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dials_are_limited_and_the_others_wait(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_DIALS", 3)
 
     async def main() -> None:
         free = asyncio.Event()
+        asked = 0
 
         async def wait(self: Resolver, target: Target) -> list[Any]:
+            nonlocal asked
+            asked += 1
             await free.wait()
             return [(socket.AF_INET, (target.host, target.port))]
 
-        monkeypatch.setattr(Resolver, "addresses", wait)
+        monkeypatch.setattr(Resolver, "ask", wait)
         async with client(tmp_path / "c") as bench:
             await until(lambda: bench.reached, "it is reachable")
             taps = [bench.relay.open() for _ in range(5)]
-            await until(lambda: taps[4].code is not None, "the fifth was refused")
-            assert [tap.code for tap in taps] == [None, None, None, Code.LIMIT, Code.LIMIT]
-            for tap in taps[:3]:
+            await until(lambda: asked == 3, "three are under way")
+            await turns(10)
+            assert asked == 3 and [tap.code for tap in taps] == [None] * 5, "two wait"
+            for tap in (taps[0], taps[4]):  # one of those under way, and one of those that wait
                 assert tap.stream
                 tap.stream.reset(Code.CANCEL)
-            await until(lambda: bench.client._dials == 0, "they are counted no more")
+            await until(lambda: asked == 4, "the next one's turn has come")
             for _ in range(20):  # OPEN and RESET leave in one write
                 tap = bench.relay.open()
                 assert tap.stream
                 tap.stream.reset(Code.CANCEL)
                 await turns(1)
-            await until(lambda: bench.client._dials == 0, "they are counted no more")
             free.set()
             await bench.joined()
+            await until(lambda: bench.client._dials._value == 3, "all have been given back")
 
     run(main())
 
