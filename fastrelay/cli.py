@@ -190,6 +190,19 @@ def demo(specs: tuple[str, ...], loop: str) -> None:
     _run(lambda on_stop: run_demo(exposures, reachable, on_stop), loop)
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def bench(words: tuple[str, ...]) -> None:
+    """Measure this relay beside others, on this machine; from a checkout."""
+    try:
+        from bench.__main__ import main as measure
+    except ModuleNotFoundError as error:
+        raise StartError(
+            f"The bench needs {error.name}, which is not here; in a checkout, run `pip install -e '.[bench]'` and then this again."
+        ) from error
+    measure(args=list(words), prog_name="fastrelay bench")
+
+
 @cli.group()
 def token() -> None:
     """The relay's tokens; on the relay's machine."""

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ["fastrelay", "tests"]
+CODE = ["fastrelay", "bench", "tests"]
 
 
 def main(arguments: list[str]) -> int:
