@@ -1,1 +1,1 @@
-"""Measurements, run by hand: never part of the package."""
+"""Measurements of this relay and of others: what `python -m bench` runs. Never part of the package."""

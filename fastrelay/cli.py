@@ -341,7 +341,13 @@ def _token(token: str | None, token_file: Path | None) -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    _echo(text, err=True)
+
+
+def _echo(text: str, *, err: bool) -> None:
+    """A line for whoever reads; when nobody does any more, the connections of others go on all the same."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=err)
 
 
 def _data(line: str) -> None:
@@ -349,7 +355,7 @@ def _data(line: str) -> None:
     from fastrelay.console import interactive
 
     if not interactive():
-        click.echo(line)
+        _echo(line, err=False)
 
 
 def _server_ready(server: Server, token: str) -> None:

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -562,3 +563,29 @@ def test_logs_name_the_visitors_end(server: Server, echo: Echo, tmp_path: Path) 
             for line in process.err:
                 entry = json.loads(line)
                 assert {"ts", "level", "event"} <= entry.keys(), line
+
+
+def test_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    """`fastrelay … | head -1`: visitors are served on, and a signal still stops it."""
+    demo = subprocess.Popen(
+        fastrelay("demo"),
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert demo.stdout and demo.stderr
+    try:
+        where = address(demo.stdout.readline().strip())
+        demo.stdout.close()
+        demo.stderr.close()
+        for _ in range(2):
+            with connect(where) as visitor:
+                visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                assert visitor.recv(4096).startswith(b"HTTP/")
+        demo.send_signal(signal.SIGTERM)
+        demo.wait(TIMEOUT)
+    finally:
+        demo.kill()
+        demo.wait()
