@@ -151,7 +151,13 @@ def _workloads(names: Sequence[str], quick: bool) -> tuple[list[Workload], bool]
     every = workloads()
     if not names:
         return [work for name, work in every.items() if not quick or name in QUICK], True
-    found = [work for name, work in every.items() if name.startswith(tuple(names))]
+    # A name that is one is that one; else it is how some begin.
+    wanted = [
+        one
+        for name in names
+        for one in ([name] if name in every else [each for each in every if each.startswith(name)])
+    ]
+    found = [work for name, work in every.items() if name in wanted]
     correct = any(CORRECTNESS.startswith(name) for name in names)
     if not found and not correct:
         raise BenchError(f"There is no workload {names[0]}; `--list` shows what there is.")
