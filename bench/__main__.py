@@ -91,7 +91,7 @@ def measure(
     systems: Sequence[System], chosen: Sequence[Workload], correct: bool, rounds: int, seconds: float
 ) -> Results:
     """The whole run, with a progress bar on stderr."""
-    results = Results(_about(systems), [workload.record for workload in chosen])
+    results = Results(_about(), [workload.record for workload in chosen])
     present = [system for system in systems if not _left_out(results, system.name, system.missing())]
     chosen = [work for work in chosen if not (work.link and _left_out(results, work.record.name, link.unavailable()))]
     results.about.versions |= {system.name: system.version() for system in present if system.name != "direct"}
@@ -118,12 +118,9 @@ def measure(
 
 def _judge(system: System, runs: int) -> Iterable[Verdict]:
     with tempfile.TemporaryDirectory(prefix="fastrelay-bench-") as directory:
-        number = iter(range(1000))
 
         def start(stack: ExitStack, target: int) -> Running:
-            where = Path(directory) / str(next(number))
-            where.mkdir()
-            return system.start(stack, LOOPBACK, where, target)
+            return system.start(stack, LOOPBACK, Path(directory), target)
 
         yield from correctness.judge(start, system.name, runs)
 
@@ -173,7 +170,7 @@ def _list() -> None:
     click.echo(f"{CORRECTNESS:20} half-close, reset, refusal and stalled readers")
 
 
-def _about(systems: Sequence[System]) -> About:
+def _about() -> About:
     cpu = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.machine(),

@@ -29,6 +29,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from bench import targets
 from bench.programs import BenchError, Place, find, line, run
 
 MTU = 1500
@@ -335,18 +336,11 @@ def round_trips(place: Place, number: int = 50, interval: float = 0.01) -> list[
 
 
 def raw_tcp(place: Place, seconds: float = 5.0, warm: float = 1.0) -> float:
-    """Mbit/s that one TCP connection carries from the relay's machine to the client's, `warm` seconds after its start.
-
-    It is the measure for what a tunnel carries over the same link.
-    """
+    """Mbit/s that one TCP connection carries from the client's machine to the relay's, `warm` seconds after its start."""
     with ExitStack() as stack:
-        module = (sys.executable, "-m", "bench.link")
-        sink = run(
-            stack, *place.client, *module, "sink", place.client_address, str(warm), str(seconds), stdout=subprocess.PIPE
-        )
-        port = line(sink, "The receiver")
-        run(stack, *place.relay, *module, "send", place.client_address, port)
-        return float(line(sink, "The receiver"))
+        to = [place.client_address, str(targets.mover(stack, place)), "--seconds", str(seconds), "--warm-up", str(warm)]
+        moving = run(stack, *place.relay, sys.executable, "-m", "bench.load", "bulk", *to, stdout=subprocess.PIPE)
+        return float(json.loads(line(moving, "The visitor"))["rate"]) * 8e-6
 
 
 def _ping(address: str, number: int, interval: float) -> None:
@@ -368,29 +362,6 @@ def _ping(address: str, number: int, interval: float) -> None:
                     if kind == 0:
                         trips.append((time.monotonic() - sent[answered]) * 1e3)
         print(json.dumps(trips), flush=True)
-
-
-def _sink(address: str, warm: float, seconds: float) -> None:
-    socket.setdefaulttimeout(30)
-    with socket.create_server((address, 0)) as listener:
-        print(listener.getsockname()[1], flush=True)
-        sock, _ = listener.accept()
-    room = bytearray(1 << 18)
-    with sock:
-        begin = time.monotonic() + warm
-        while (now := time.monotonic()) < begin:
-            sock.recv_into(room)
-        total, first = 0, now
-        while now < begin + seconds:
-            total += sock.recv_into(room)
-            now = time.monotonic()
-    print(total * 8e-6 / (now - first), flush=True)
-
-
-def _send(address: str, port: int) -> None:
-    with socket.create_connection((address, port)) as sock, contextlib.suppress(ConnectionError):
-        while True:
-            sock.sendall(bytes(1 << 18))
 
 
 def _show() -> None:
@@ -426,10 +397,6 @@ def main(arguments: list[str]) -> None:
             _between(relay, client, Link(*json.loads(spec)), int(seed))
         case ["ping", address, number, interval]:
             _ping(address, int(number), float(interval))
-        case ["sink", address, warm, seconds]:
-            _sink(address, float(warm), float(seconds))
-        case ["send", address, port]:
-            _send(address, int(port))
         case _:
             sys.exit("usage: python -m bench.link")
 

@@ -143,16 +143,12 @@ def cpu(pids: Iterable[int]) -> float:
 
 def memory(pids: Iterable[int]) -> int:
     """Bytes of the trees that are resident and not shared with other processes: copies of one program count their own pages only."""
-    return sum(_rollup(pid, ("Private_Clean", "Private_Dirty")) for pid in tree(pids))
-
-
-def _rollup(pid: int, names: tuple[str, ...]) -> int:
     total = 0
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            name, _, rest = entry.partition(":")
-            if name in names:
-                total += int(rest.split()[0]) * 1024
+    for pid in tree(pids):
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if entry.startswith("Private_"):
+                    total += int(entry.split()[1]) * 1024
     return total
 
 

@@ -31,10 +31,8 @@ def play(workload: Workload, systems: Iterable[System], rounds: int, seconds: fl
         target = workload.prepare(stack, place, directory)
         standing: dict[str, Running | BenchError] = {}
         for system in systems:
-            where = directory / system.name
-            where.mkdir()
             try:
-                standing[system.name] = system.start(stack, place, where, target, workload.tunnels)
+                standing[system.name] = system.start(stack, place, directory, target, workload.tunnels)
             except (BenchError, OSError, subprocess.SubprocessError) as error:
                 standing[system.name] = BenchError(str(error))
         for number in range(1, rounds + 1):

@@ -24,8 +24,8 @@ from bench.programs import LOOPBACK, BenchError, Place, Running, cpu, find, line
 from bench.record import Metric
 from bench.record import Workload as Entry
 
-MIB = 1 << 20
 PATIENCE = 60.0
+SCRIPT = "percentiles.lua"
 PERCENTILES = """
 done = function(summary, latency)
   local values = {latency.min}
@@ -43,7 +43,7 @@ class Outcome:
 
 
 class Workload(ABC):
-    """`record` is how it is written down; `target` the port it leads to once `prepare` was called; `tunnels` how many clients serve it."""
+    """`record` is how it is written down; `tunnels` is how many clients serve it."""
 
     record: Entry
     only: frozenset[str] = frozenset()  # the systems that it is about, all when empty
@@ -154,7 +154,7 @@ class Requests(Workload):
 
     def prepare(self, stack: ExitStack, place: Place, directory: Path) -> int:
         self.place = place
-        (directory / "percentiles.lua").write_text(PERCENTILES)
+        (directory / SCRIPT).write_text(PERCENTILES)
         return targets.web(stack, place, directory)
 
     def measure(self, running: Running, seconds: float, directory: Path) -> Outcome:
@@ -162,18 +162,7 @@ class Requests(Workload):
         if wrk is None:
             raise BenchError("wrk is not on PATH; install it with `apt install wrk`.")
         host, port = running.visitors[0]
-        options = [
-            *(
-                "-t",
-                "1",
-                "-c",
-                str(self.connections),
-                "-d",
-                f"{max(1, round(seconds))}s",
-                "-s",
-                str(directory / "percentiles.lua"),
-            )
-        ]
+        options = ["-t1", f"-c{self.connections}", f"-d{max(1, round(seconds))}s", "-s", str(directory / SCRIPT)]
         if not self.keep_alive:
             options += ["-H", "Connection: close"]
         with metered(running) as spent:

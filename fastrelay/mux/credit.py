@@ -19,6 +19,8 @@ _FLOOR_STEP = WINDOW_FLOOR // 4  # one number for thousands of idle streams
 
 RATE_SPAN = 0.01
 """Seconds: shorter spans measure the scheduler, not the path, and the highest of many would be a burst and no rate."""
+_GROWN = 1.25
+"""So much more in one span means that the rate grows: less is noise, or a window that had been drained."""
 _RISEN = 1.03
 """So much more in two spans running means that the rate grows as well: a window that limits its stream lets the rate rise by STEADY at most."""
 _RATE_DECAY = 0.97
@@ -99,6 +101,6 @@ class Meter:
 
     def _measure(self, rate: float) -> None:
         risen = rate > _RISEN * self.rate
-        self._growing = rate > 1.25 * self.rate or (risen and self._risen)
+        self._growing = rate > _GROWN * self.rate or (risen and self._risen)
         self._risen = risen
         self.rate = max(rate, _RATE_DECAY * self.rate)

@@ -65,10 +65,9 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.peer = address(peer)
-        sock = transport.get_extra_info("socket")
+        self._socket = sock = transport.get_extra_info("socket")
         tune_tunnel(sock)
         unpace(sock, peer)
-        self._socket = sock
         if transport.get_extra_info("ssl_object") is None:
             self._fd = sock.fileno()
         else:  # the socket holds what may wait: a transport that holds more is full

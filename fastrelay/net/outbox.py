@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -39,9 +40,10 @@ _AT_ONCE = 16
 
 
 class Outbox:
-    """Base of `Link`, which sets `transport` and, for a plain tunnel, `_fd` when the connection is made."""
+    """Base of `Link`, which sets `transport`, its socket and, for a plain tunnel, `_fd` when the connection is made."""
 
     transport: asyncio.Transport
+    _socket: socket.socket
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -188,7 +190,7 @@ class Outbox:
 
     def _limit_queue(self, size: int) -> None:
         """So many bytes may wait below us: what comes on top waits in the streams, where it is fair."""
-        limit_unsent(self.transport.get_extra_info("socket"), size)
+        limit_unsent(self._socket, size)
 
     def _block(self) -> None:
         self.blocked = True

@@ -187,7 +187,7 @@ def test_link_has_its_round_trip_and_rate_and_vanishes() -> None:
     assert 39.5 <= statistics.median(trips) <= 42
     assert 0.85 * spec.rate <= rate <= spec.rate
     assert congestion == spec.congestion
-    assert report["to client"]["delivered"] > 10_000
+    assert report["to relay"]["delivered"] > 10_000
     assert report["to client"]["lost"] == report["to relay"]["lost"] == 0
     assert left.wait(5) == -signal.SIGKILL
     assert gone(place)
