@@ -198,7 +198,7 @@ def bench(words: tuple[str, ...]) -> None:
         from bench.__main__ import main as measure
     except ModuleNotFoundError as error:
         raise StartError(
-            f"The bench needs {error.name}, which is not here; in a checkout, run `pip install -e '.[bench]'` and then this again."
+            f"The bench is not here (there is no Python module {error.name}): it runs in a clone of the repository, after `pip install -e '.[bench]'`."
         ) from error
     measure(args=list(words), prog_name="fastrelay bench")
 

@@ -23,6 +23,8 @@ from bench.record import Results, Round
 from bench.rounds import play, takes_part
 from bench.systems import SYSTEMS, System
 from bench.workloads import answer_of, of_wrk
+from fastrelay import cli
+from fastrelay.errors import StartError
 from tests.support import need
 
 
@@ -203,3 +205,12 @@ def test_who_does_not_listen_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BenchError, match=r"^The sleeper did not listen on port \d+ within 0 s\.$"):
         programs.wait_for(("127.0.0.1", programs.free_port()), "The sleeper")
     assert Place() == LOOPBACK
+
+
+def test_the_bench_is_a_command_of_a_checkout_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = CliRunner().invoke(cli.cli, ["bench", "--list"])
+    assert listed.exit_code == 0 and "ping-beside-bulk" in listed.output
+    monkeypatch.setitem(sys.modules, "bench.__main__", None)
+    refused = CliRunner().invoke(cli.cli, ["bench", "--list"])
+    assert isinstance(refused.exception, StartError)
+    assert "it runs in a clone of the repository" in str(refused.exception)
