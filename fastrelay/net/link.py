@@ -65,11 +65,12 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.peer = address(peer)
-        self._socket = sock = transport.get_extra_info("socket")
+        sock = transport.get_extra_info("socket")
+        self._socket = sock.fileno()
         tune_tunnel(sock)
         unpace(sock, peer)
         if transport.get_extra_info("ssl_object") is None:
-            self._fd = sock.fileno()
+            self._fd = self._socket
         else:  # the socket holds what may wait: a transport that holds more is full
             self.transport.set_write_buffer_limits(1, 0)
         self._limit_queue(UNSENT_FIRST)

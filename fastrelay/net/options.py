@@ -5,8 +5,13 @@ from __future__ import annotations
 import functools
 import socket
 import struct
+from collections.abc import Callable
+from typing import TypeVar
 
 from fastrelay.wire import UNACKED_TIME
+
+T = TypeVar("T")
+_Socket = socket.SocketType  # the bare type
 
 LINGER_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing the socket, by the death of its process too, sends RST."""
@@ -25,36 +30,38 @@ def tune_tunnel(sock: socket.socket) -> None:
         pass  # not Linux
 
 
-def limit_unsent(sock: socket.socket, size: int) -> None:
+def limit_unsent(fd: int, size: int) -> None:
     """TCP_NOTSENT_LOWAT: the socket counts as full with so many bytes that the kernel has not sent yet."""
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
-    except (OSError, AttributeError):
-        pass  # not Linux
+    _lend(fd, lambda sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size))
 
 
-def disorder(sock: socket.socket) -> int:
+def disorder(fd: int) -> int:
     """How many packets have arrived out of order so far, which tells of losses before them; 0 where the system does not say."""
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _OUT_OF_ORDER.size)
-        return int(_OUT_OF_ORDER.unpack(info)[0])
-    except (OSError, AttributeError, struct.error):
+    info = _lend(fd, lambda sock: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _OUT_OF_ORDER.size))
+    if info is None or len(info) < _OUT_OF_ORDER.size:
         return 0  # not Linux, or older than 5.5
+    return int(_OUT_OF_ORDER.unpack(info)[0])
 
 
 def linger(fd: int, option: bytes) -> None:
-    """Set SO_LINGER on the socket of a transport; a unix socket, or a connection that is already gone, keeps what it has.
+    """Set SO_LINGER; a unix socket, or a connection that is already gone, keeps what it has."""
+    _lend(fd, lambda sock: sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option))
 
-    By way of the descriptor and the bare type: the socket that uvloop lends makes a new one of `socket.socket` for every call.
+
+def _lend(fd: int, use: Callable[[_Socket], T]) -> T | None:
+    """`use` the descriptor as a socket; None where the system refuses.
+
+    By way of the bare type: the socket that uvloop lends makes a new `socket.socket` for every call, which asks the kernel three times
+    what it is.
     """
     try:
-        sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
+        sock = _Socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
     except OSError:
-        return
+        return None
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
-    except OSError:
-        pass
+        return use(sock)
+    except (OSError, AttributeError):
+        return None
     finally:
         sock.detach()
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -40,10 +39,10 @@ _AT_ONCE = 16
 
 
 class Outbox:
-    """Base of `Link`, which sets `transport`, its socket and, for a plain tunnel, `_fd` when the connection is made."""
+    """Base of `Link`, which sets `transport`, the descriptor of its socket and, for a plain tunnel, the same as `_fd` when the connection is made."""
 
     transport: asyncio.Transport
-    _socket: socket.socket
+    _socket: int
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime

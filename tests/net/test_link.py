@@ -427,7 +427,7 @@ def test_losses_on_the_way_here_are_noticed(run: Run, monkeypatch: pytest.Monkey
     every = 0.05
     figures = {"looks": 0, "packets": 0}
 
-    def disorder(sock: object) -> int:
+    def disorder(fd: int) -> int:
         figures["looks"] += 1
         return figures["packets"]
 
