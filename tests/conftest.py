@@ -25,6 +25,24 @@ hypothesis.settings.register_profile("long", max_examples=20_000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long",
+        type=int,
+        default=0,
+        metavar="FACTOR",
+        help="long forms of the tests that have one: 1 is their full figures, more is so many times of them (default: 0, short forms)",
+    )
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> int:
+    """The factor of `--long`: 0 for the short form of a test, 1 for its full figures, more for so many times of them."""
+    factor = request.config.getoption("--long")
+    assert isinstance(factor, int)
+    return factor
+
+
 @pytest.fixture
 def need() -> Callable[[str], str]:
     """`need("nginx")` is the path of a program; without it the test is skipped, and in CI it fails."""
