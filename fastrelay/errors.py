@@ -31,6 +31,7 @@ class Code(enum.IntEnum):
     VERSION = 10
     SHUTDOWN = 11
     TIMEOUT = 12
+    DENIED = 13
     REFUSED = 32
     UNREACHABLE = 33
     DIAL_TIMEOUT = 34

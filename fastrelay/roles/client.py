@@ -31,7 +31,7 @@ from fastrelay.state import ClientState
 _CONNECT_TIME = 15.0
 _PROBE_TIME = 5.0
 _COMPLAIN_EVERY = 1.0
-_FINAL = (Code.UNAUTHORIZED, Code.NAME_TAKEN, Code.VERSION, Code.SUPERSEDED)
+_FINAL = (Code.UNAUTHORIZED, Code.NAME_TAKEN, Code.VERSION, Code.SUPERSEDED, Code.DENIED)
 """Refusals that trying again does not change."""
 
 

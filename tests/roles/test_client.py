@@ -321,7 +321,7 @@ def test_complaints_do_not_flood(
 # --- the tunnel ends ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [Code.UNAUTHORIZED, Code.NAME_TAKEN, Code.VERSION, Code.SUPERSEDED])
+@pytest.mark.parametrize("code", [Code.UNAUTHORIZED, Code.NAME_TAKEN, Code.VERSION, Code.SUPERSEDED, Code.DENIED])
 def test_a_refusal_that_is_final(run: Run, tmp_path: Path, code: Code) -> None:
     async def main() -> None:
         async with client(tmp_path / "c") as bench:
