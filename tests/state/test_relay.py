@@ -1,74 +1,19 @@
-"""fastrelay.state: what survives a restart, who may read it, and the sentences for what cannot be used."""
+"""What a relay keeps: what survives a restart, who may read it, and the sentences for what cannot be used."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import os
-import re
-import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fastrelay.auth import Token, Verifier
-from fastrelay.errors import StartError
-from fastrelay.state import ClientState, Reservation, ServerState, default_state
-
-URL = "tls://relay.example.com:7443"
-
-posix = pytest.mark.skipif(os.name == "nt", reason="modes are those of POSIX")
-with_proc = pytest.mark.skipif(
-    not Path("/proc/self").is_dir(), reason="needs a directory where not even root may write"
-)
-
-
-def refused(step: Callable[[], object], *says: str) -> None:
-    with pytest.raises(StartError) as caught:
-        step()
-    text = str(caught.value)
-    assert text.endswith(".") and "\n" not in text
-    for word in says:
-        assert word in text
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-# --- where -------------------------------------------------------------------------------------------------------------
-
-
-def test_default_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert default_state("server") == tmp_path / "fastrelay" / "server"
-    assert default_state("client") == tmp_path / "fastrelay" / "client"
-
-
-@pytest.mark.parametrize("xdg", ["", "relative", None])
-def test_default_state_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, xdg: str | None) -> None:
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    if xdg is None:
-        monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    else:
-        monkeypatch.setenv("XDG_STATE_HOME", xdg)
-    assert default_state("server") == tmp_path / ".local" / "state" / "fastrelay" / "server"
-
-
-def test_default_state_without_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", nowhere)
-    refused(lambda: default_state("client"), "--state")
-
-
-# --- the relay ---------------------------------------------------------------------------------------------------------
+from fastrelay.state import Reservation, ServerState
+from tests.support.state import mode, posix, refused
 
 
 @pytest.fixture
@@ -317,99 +262,3 @@ def test_a_disk_that_is_full_leaves_what_was_there(path: Path, monkeypatch: pyte
     assert state.reservations() == kept
     assert not [file for file in path.iterdir() if file.name.endswith(".new")]
     state.close()
-
-
-# --- directories that cannot be used -----------------------------------------------------------------------------------
-
-OPENERS: list[Callable[[Path], object]] = [ServerState.open, lambda path: ClientState.open(path, URL, "home")]
-
-
-@pytest.mark.parametrize("opened", OPENERS)
-def test_not_a_directory(opened: Callable[[Path], object], tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    refused(lambda: opened(file), f"The state directory {file} cannot be used", "Not a directory", "--state")
-    refused(lambda: opened(file / "below"), f"The state directory {file / 'below'} cannot be used", "Not a directory")
-
-
-@with_proc
-@pytest.mark.parametrize("opened", OPENERS)
-@pytest.mark.parametrize("name", ["/proc/self", "/proc/self/state"])
-def test_not_writable(opened: Callable[[Path], object], name: str) -> None:
-    refused(lambda: opened(Path(name)), f"The state directory {name} cannot be used", "--state")
-
-
-@posix
-@pytest.mark.parametrize("opened", OPENERS)
-def test_a_file_system_without_locks(
-    opened: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_locks(fd: int, operation: int) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    refused(lambda: opened(tmp_path), f"The state directory {tmp_path} cannot be used", "No locks available")
-
-
-def test_read_only_in_what_is_no_directory(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    refused(
-        lambda: ServerState.open(file, read_only=True), f"The state directory {file} cannot be used", "Not a directory"
-    )
-
-
-# --- the client --------------------------------------------------------------------------------------------------------
-
-
-def test_instance_is_kept(tmp_path: Path) -> None:
-    path = tmp_path / "state" / "client"
-    first = ClientState.open(path, URL, "home")
-    assert re.fullmatch(r"[A-Za-z0-9_-]{22}", first.instance)
-    first.close()
-    first.close()
-    again = ClientState.open(path, URL, "home")
-    assert again.instance == first.instance
-    again.close()
-    other = ClientState.open(tmp_path / "other", URL, "home")
-    assert other.instance != first.instance
-    other.close()
-
-
-@posix
-def test_files_of_a_client_are_the_owners_alone(tmp_path: Path) -> None:
-    umask = os.umask(0)
-    try:
-        ClientState.open(tmp_path / "state", URL, "home").close()
-    finally:
-        os.umask(umask)
-    assert mode(tmp_path / "state") == 0o700
-    assert {mode(file) for file in (tmp_path / "state").iterdir()} == {0o600}
-
-
-def test_one_client_for_a_name_and_relay(tmp_path: Path) -> None:
-    first = ClientState.open(tmp_path, URL, "home")
-    refused(lambda: ClientState.open(tmp_path, URL, "home"), "'home'", "already runs here", URL, "--name")
-    others = [ClientState.open(tmp_path, URL, "work"), ClientState.open(tmp_path, "tls://other:7443", "home")]
-    assert {other.instance for other in others} == {first.instance}
-    first.close()
-    ClientState.open(tmp_path, URL, "home").close()
-    for other in others:
-        other.close()
-
-
-def test_clients_that_start_together_agree_on_the_instance(tmp_path: Path) -> None:
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        states = list(pool.map(lambda number: ClientState.open(tmp_path, URL, f"client-{number}"), range(16)))
-    assert len({state.instance for state in states}) == 1
-    for state in states:
-        state.close()
-
-
-@pytest.mark.parametrize("content", [b"two words", b"\xff", b"x" * 65, b"\n"])
-def test_damaged_instance(tmp_path: Path, content: bytes) -> None:
-    ClientState.open(tmp_path, URL, "home").close()
-    (tmp_path / "instance").write_bytes(content)
-    refused(lambda: ClientState.open(tmp_path, URL, "home"), f"The file {tmp_path / 'instance'} is damaged")
-    (tmp_path / "instance").unlink()
-    ClientState.open(tmp_path, URL, "home").close()

@@ -1,0 +1,10 @@
+"""The state directory: what a relay and a client keep from one run to the next.
+
+relay     lock, seed, first-token, tokens.json, reservations.json, relay.crt, relay.key
+client    instance, lock (while `instance` is made), <hash>.lock for each relay and name
+"""
+
+from fastrelay.state.client import ClientState as ClientState
+from fastrelay.state.files import default_state as default_state
+from fastrelay.state.relay import Reservation as Reservation
+from fastrelay.state.relay import ServerState as ServerState

@@ -1,0 +1,65 @@
+"""What a client keeps from one run to the next: which installation it is, and a lock for each relay and name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from fastrelay.auth import INSTANCE
+from fastrelay.errors import StartError
+from fastrelay.state import files
+
+
+class ClientState:
+    """The state of one client. Made by `open`; holds the lock of its relay and name until `close`."""
+
+    def __init__(self, path: Path, instance: str, lock: int) -> None:
+        self.path = path
+        self.instance = instance
+        """Which installation this is (protocol.md section 4.1): 22 random characters, made once for the directory."""
+        self._lock: int | None = lock
+
+    @classmethod
+    def open(cls, path: Path, relay_url: str, name: str) -> ClientState:
+        """The state in the directory `path`, which is made if it is not there, for the client `name` of the relay `relay_url`.
+
+        Raises StartError when the directory or a file in it cannot be used, or a client with this name and relay already runs from it:
+        two would take the session from each other for ever (protocol.md section 4.4).
+        """
+        own = hashlib.sha256(f"{relay_url}\n{name}".encode()).hexdigest()[:32]
+        with files.sentences(path):
+            files.make_directory(path)
+            lock = files.lock(path / f"{own}.lock")
+            if lock is None:
+                raise StartError(
+                    f"Another fastrelay client named {name!r} already runs here for {relay_url}: stop that one, or give this one "
+                    "another name with --name."
+                )
+            try:
+                return cls(path, _instance(path), lock)
+            except BaseException:
+                os.close(lock)
+                raise
+
+    def close(self) -> None:
+        """Let the next client use the name. May be called again."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _instance(path: Path) -> str:
+    file = path / "instance"
+    # Clients with other names may start at the same time; they must agree on one instance.
+    lock = files.lock(path / "lock", wait=True)
+    try:
+        raw = files.read(file) or files.write(file, f"{secrets.token_urlsafe(16)}\n".encode())
+    finally:
+        if lock is not None:
+            os.close(lock)
+    instance = raw.decode("ascii", "replace").strip()
+    if not INSTANCE.fullmatch(instance):
+        raise files.damaged(file, "it holds no instance")
+    return instance

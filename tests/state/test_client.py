@@ -1,0 +1,66 @@
+"""What a client keeps: its instance, and one client for a name and relay."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from fastrelay.state import ClientState
+from tests.support.state import URL, mode, posix, refused
+
+
+def test_instance_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "client"
+    first = ClientState.open(path, URL, "home")
+    assert re.fullmatch(r"[A-Za-z0-9_-]{22}", first.instance)
+    first.close()
+    first.close()
+    again = ClientState.open(path, URL, "home")
+    assert again.instance == first.instance
+    again.close()
+    other = ClientState.open(tmp_path / "other", URL, "home")
+    assert other.instance != first.instance
+    other.close()
+
+
+@posix
+def test_files_of_a_client_are_the_owners_alone(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        ClientState.open(tmp_path / "state", URL, "home").close()
+    finally:
+        os.umask(umask)
+    assert mode(tmp_path / "state") == 0o700
+    assert {mode(file) for file in (tmp_path / "state").iterdir()} == {0o600}
+
+
+def test_one_client_for_a_name_and_relay(tmp_path: Path) -> None:
+    first = ClientState.open(tmp_path, URL, "home")
+    refused(lambda: ClientState.open(tmp_path, URL, "home"), "'home'", "already runs here", URL, "--name")
+    others = [ClientState.open(tmp_path, URL, "work"), ClientState.open(tmp_path, "tls://other:7443", "home")]
+    assert {other.instance for other in others} == {first.instance}
+    first.close()
+    ClientState.open(tmp_path, URL, "home").close()
+    for other in others:
+        other.close()
+
+
+def test_clients_that_start_together_agree_on_the_instance(tmp_path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        states = list(pool.map(lambda number: ClientState.open(tmp_path, URL, f"client-{number}"), range(16)))
+    assert len({state.instance for state in states}) == 1
+    for state in states:
+        state.close()
+
+
+@pytest.mark.parametrize("content", [b"two words", b"\xff", b"x" * 65, b"\n"])
+def test_damaged_instance(tmp_path: Path, content: bytes) -> None:
+    ClientState.open(tmp_path, URL, "home").close()
+    (tmp_path / "instance").write_bytes(content)
+    refused(lambda: ClientState.open(tmp_path, URL, "home"), f"The file {tmp_path / 'instance'} is damaged")
+    (tmp_path / "instance").unlink()
+    ClientState.open(tmp_path, URL, "home").close()
