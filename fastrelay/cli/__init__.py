@@ -6,16 +6,17 @@ Imports of what runs are inside the commands, so that help and mistakes answer a
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from fastrelay import __version__
+from fastrelay.cli.output import data, say, sentences
+from fastrelay.cli.tokens import token
 from fastrelay.errors import StartError, UsageError
 
 if TYPE_CHECKING:
@@ -179,13 +180,13 @@ def demo(specs: tuple[str, ...], loop: str) -> None:
 
     def reachable(exposure: Exposure, host: str, port: int) -> None:
         if not exposures:
-            _say(
+            say(
                 f"\nA relay and a client run on this machine. Send a byte through them:\n\n    curl http://{host}:{port}/\n"
             )
         else:
-            _say(f"\n{exposure.target} is reachable through a relay on this machine, at {host}:{port}.\n")
-        _say("Ctrl-C drains and stops.")
-        _data(f"tcp://{host}:{port}")
+            say(f"\n{exposure.target} is reachable through a relay on this machine, at {host}:{port}.\n")
+        say("Ctrl-C drains and stops.")
+        data(f"tcp://{host}:{port}")
 
     _run(lambda on_stop: run_demo(exposures, reachable, on_stop), loop)
 
@@ -203,38 +204,7 @@ def bench(words: tuple[str, ...]) -> None:
     measure(args=list(words), prog_name="fastrelay bench")
 
 
-@cli.group()
-def token() -> None:
-    """The relay's tokens; on the relay's machine."""
-
-
-@token.command("show")
-@click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    envvar="FASTRELAY_SERVER_STATE",
-    show_envvar=True,
-    help="The relay's state directory.",
-)
-@click.option(
-    "--cert",
-    type=click.Path(path_type=Path),
-    envvar="FASTRELAY_SERVER_CERT",
-    help="The certificate that the relay is given, if any.",
-)
-@click.option("--key", type=click.Path(path_type=Path), envvar="FASTRELAY_SERVER_KEY", help="The key of --cert.")
-def token_show(state: Path | None, cert: Path | None, key: Path | None) -> None:
-    """Print the first token: whoever has it may expose services on this relay."""
-    from fastrelay.net.tls import load_identity
-    from fastrelay.state import ServerState, default_state
-
-    with _sentences():
-        kept = ServerState.open(state or default_state("server"), read_only=True)
-        paths = (cert, key) if cert is not None and key is not None else kept.identity_paths
-        # A relay with --plaintext has never needed a certificate.
-        identity = load_identity(*paths) if paths[0].exists() or cert is not None else None
-        pin = identity.pin if identity is not None and identity.self_signed else None
-        click.echo(kept.token(pin).text())
+cli.add_command(token)
 
 
 # --- running -----------------------------------------------------------------------------------------------------------
@@ -242,7 +212,7 @@ def token_show(state: Path | None, cert: Path | None, key: Path | None) -> None:
 
 def main() -> NoReturn:
     """The console script."""
-    with _sentences():
+    with sentences():
         try:
             cli(standalone_mode=False)
         except click.exceptions.Exit as done:
@@ -253,19 +223,6 @@ def main() -> NoReturn:
             error.show()
             sys.exit(error.exit_code)
     sys.exit(0)
-
-
-@contextlib.contextmanager
-def _sentences() -> Iterator[None]:
-    """An error of ours is a sentence and an exit code, never a traceback."""
-    try:
-        yield
-    except UsageError as error:
-        _say(f"Error: {error}")
-        sys.exit(2)
-    except StartError as error:
-        _say(f"Error: {error}")
-        sys.exit(3)
 
 
 def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str) -> None:
@@ -285,7 +242,7 @@ def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str) -> None
                 nonlocal interrupted
                 interrupted = interrupted or number == signal.SIGINT
                 if not handled:
-                    _say(
+                    say(
                         "Draining: open connections go on for up to 30 s, new ones are refused. Ctrl-C again ends at once."
                     )
                 handled.append(number)
@@ -340,24 +297,6 @@ def _token(token: str | None, token_file: Path | None) -> str:
 # --- texts -------------------------------------------------------------------------------------------------------------
 
 
-def _say(text: str) -> None:
-    _echo(text, err=True)
-
-
-def _echo(text: str, *, err: bool) -> None:
-    """A line for whoever reads; when nobody does any more, the connections of others go on all the same."""
-    with contextlib.suppress(OSError):
-        click.echo(text, err=err)
-
-
-def _data(line: str) -> None:
-    """A line for programs. Where a person looks at both streams, the texts have said it."""
-    from fastrelay.console import interactive
-
-    if not interactive():
-        _echo(line, err=False)
-
-
 def _server_ready(server: Server, token: str) -> None:
     from fastrelay.config import join_host
     from fastrelay.console import own_address
@@ -375,7 +314,7 @@ def _server_ready(server: Server, token: str) -> None:
             if token
             else (f"fastrelay client {scheme}{where} --expose 22 --token-file FILE")
         )
-        _say(
+        say(
             f"fastrelay {__version__}   ready in {time.monotonic() - _START:.1f} s\n\n"
             f"  Clients     {where:<24}{trust}\n"
             f"  Visitors    tcp {config.ports}\n"
@@ -384,12 +323,12 @@ def _server_ready(server: Server, token: str) -> None:
             f"    {join}\n\n"
             f"  Ctrl-C drains and stops.\n"
         )
-    _data(f"{'tcp' if config.plaintext else 'tls'}://{where}")
+    data(f"{'tcp' if config.plaintext else 'tls'}://{where}")
 
 
 def _reachable(exposure: Exposure, host: str, port: int) -> None:
     from fastrelay.config import join_host
 
     if sys.stderr.isatty() and exposure.target.port == 22:
-        _say(f"            Try it: ssh -p {port} you@{host}")
-    _data(f"tcp://{join_host(host, port)}")
+        say(f"            Try it: ssh -p {port} you@{host}")
+    data(f"tcp://{join_host(host, port)}")
