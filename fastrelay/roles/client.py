@@ -1,7 +1,7 @@
 """The client: keeps one tunnel to the relay up, exposes services, and dials the target for each stream that the relay opens.
 
 A stream's way: Session -> Client.on_open -> Dial -> Edge; from there on only Edge, Stream and Link are involved. What may be dialled is what
-this side's exposures say; the wire never names an address.
+this side's exposures say, each from the moment when the relay has answered for it; the wire never names an address.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Client:
         self._state = state
         self._reachable = reachable
         self._addresses: dict[int, tuple[str, int]] = {}  # exposure -> what visitors were told
+        self._asked: dict[int, Exposure] = {}  # without an answer so far, by the number on the wire
+        self._served: dict[int, Exposure] = {}  # has a public port: all that OPEN may name
         self._resolver = Resolver(self.runtime.loop)
         self._context = client_context(bool(self._token.pins)) if config.relay.tls else None
         self._backoff = Backoff()
@@ -215,9 +217,10 @@ class Client:
         self._once = True
         url = self.config.relay.url
         log.info("tunnel.up", f"Connected to {url} as {self.config.name}.", relay=url, name=self.config.name)
-        for number, exposure in enumerate(self.config.exposures, 1):
-            wanted = exposure.port
-            self._session.expose(wire.Expose(service=number, name=exposure.name, port=wanted))
+        self._asked = dict(enumerate(self.config.exposures, 1))
+        self._served = {}
+        for number, exposure in self._asked.items():
+            self._session.expose(wire.Expose(service=number, name=exposure.name, port=exposure.port))
         if self._stopping:
             self.drain()
 
@@ -235,8 +238,16 @@ class Client:
 
     def on_open(self, stream: Stream, request: wire.Open) -> None:
         link = self._link
-        if not 0 < request.service <= len(self.config.exposures) or link is None:
+        exposure = self._served.get(request.service)
+        if exposure is None or link is None:
             stream.reset(Code.NO_SERVICE)
+            self._complain(
+                "service",
+                "service.unknown",
+                f"The relay opened a stream for service {request.service}, which this client does not expose there: nothing was dialled.",
+                service=request.service,
+                visitor=request.visitor,
+            )
             return
         if self.runtime.full:
             stream.reset(Code.LIMIT)
@@ -247,7 +258,7 @@ class Client:
                 "Raise the limit with `ulimit -n`.",
             )
             return
-        target = self.config.exposures[request.service - 1].target
+        target = exposure.target
         Dial(
             self.runtime,
             self._resolver,
@@ -279,10 +290,12 @@ class Client:
         """Only a relay gets these; the session refuses them here."""
 
     def on_exposed(self, answer: wire.Exposed) -> None:
-        if not 0 < answer.service <= len(self.config.exposures):
-            return
-        exposure = self.config.exposures[answer.service - 1]
-        if not answer.port:
+        exposure = self._asked.pop(answer.service, None)
+        if exposure is None or not 0 <= answer.port <= 65535:
+            raise ProtocolError(
+                Code.PROTOCOL, "EXPOSED for a service that was not asked for, or with a port that cannot be"
+            )
+        if answer.error or not answer.port:
             text = f"The relay does not expose {exposure.name}: {wire.text(answer.text.encode())}."
             if answer.service not in self._addresses:
                 self._fatal = StartError(text)
@@ -292,6 +305,7 @@ class Client:
             else:
                 log.error("service.refused", text, service=exposure.name, error=answer.error)
             return
+        self._served[answer.service] = exposure
         where = (self._host, answer.port)
         log.info(
             "tunnel.ready",

@@ -8,7 +8,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fastrelay.errors import Code, ProtocolError, StartError
 from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
-from fastrelay.net.dial import Resolver
+from fastrelay.net.dial import Dial, Resolver
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
@@ -44,11 +44,12 @@ class FakeRelay:
     def __init__(self, port: int = 0) -> None:
         self.runtime = Runtime()
         self.refusal: Code | None = None
-        self.answer: Callable[[wire.Expose], wire.Exposed] = lambda request: wire.Exposed(
+        self.answer: Callable[[wire.Expose], wire.Exposed | None] = lambda request: wire.Exposed(
             service=request.service, port=20_000 + request.service
         )
         self.links: list[Link] = []
         self.sessions: list[Session] = []
+        self.answered = 0  # EXPOSE of the newest session
         self.greeted = 0
         self.goaways: list[Code] = []
         self.ended: list[Exception | None] = []
@@ -78,6 +79,7 @@ class FakeRelay:
             return "session", ""
 
         def done() -> None:
+            self.answered = 0
             self.sessions.append(link.begin(self, dialer=False, ours=wire.Settings(), theirs=wire.Settings()))
 
         return RelayGreeting(link.decoder, login, link.write, admit, done)
@@ -90,7 +92,10 @@ class FakeRelay:
         stream.reset(Code.NO_SERVICE)
 
     def on_expose(self, request: wire.Expose) -> None:
-        self.session.exposed(self.answer(request))
+        answer = self.answer(request)
+        if answer is not None:
+            self.session.exposed(answer)
+            self.answered += 1
 
     def on_exposed(self, answer: wire.Exposed) -> None: ...
     def on_goaway(self, code: Code, text: str) -> None:
@@ -144,6 +149,7 @@ class ClientBench:
         return local
 
     async def joined(self) -> tuple[Tap, Local]:
+        await until(lambda: self.relay.answered, "there is a port to come to")
         tap = self.relay.open()
         local = await self.target()
         await until(lambda: tap.stream and tap.stream.recv.value == "open", "ACCEPT has arrived")
@@ -199,7 +205,7 @@ def test_services_are_exposed_and_told(run: Run, tmp_path: Path) -> None:
             asked: list[wire.Expose] = []
             answer = bench.relay.answer
 
-            def remember(request: wire.Expose) -> wire.Exposed:
+            def remember(request: wire.Expose) -> wire.Exposed | None:
                 asked.append(request)
                 return answer(request)
 
@@ -234,13 +240,166 @@ def test_a_stream_reaches_its_target(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
+# --- only what this side exposes is dialled ---------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Counts what is dialled, and listens where nobody may be dialled."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.dialled: list[Target] = []
+        self.listener = socket.create_server((LOCALHOST, 0))
+        self.listener.setblocking(False)
+        self.port = int(self.listener.getsockname()[1])
+
+        def counted(*args: Any) -> Any:
+            self.dialled.extend(arg for arg in args if isinstance(arg, Target))
+            return Dial(*args)
+
+        monkeypatch.setattr(client_module, "Dial", counted)
+
+    def sprung(self) -> bool:
+        """Whether somebody came, from this process or another."""
+        try:
+            self.listener.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+
+@pytest.fixture
+def trap(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trap]:
+    made = Trap(monkeypatch)
+    with made.listener:
+        yield made
+
+
 @pytest.mark.parametrize("service", [0, 2, 4_000_000_000])
-def test_a_service_that_nobody_exposed(run: Run, tmp_path: Path, service: int) -> None:
+def test_a_service_that_nobody_exposed(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, trap: Trap, service: int
+) -> None:
     async def main() -> None:
         async with client(tmp_path / "c") as bench:
             await until(lambda: bench.reached, "it is reachable")
             tap = bench.relay.open(service)
             await until(lambda: tap.code is Code.NO_SERVICE, "it was refused")
+            assert not trap.dialled
+            assert str(service) in events(caplog, "service.unknown")[0]
+            await bench.joined()
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+
+
+def test_the_relay_cannot_name_an_address(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: Trap
+) -> None:
+    port = trap.port
+    names = [
+        f"127.0.0.1:{port}", f"localhost:{port}", f"[::ffff:127.0.0.1]:{port}", f"tcp://127.0.0.1:{port}", f"{port}",
+        f"2130706433:{port}", f"127.1:{port}", f"0.0.0.0:{port}", f"x={port}", "unix:/run/docker.sock", "169.254.169.254:80",
+        "web", "1", "", "\0", "x" * 255,
+    ]  # fmt: skip
+    pack = wire.pack_open
+    target = b""
+    monkeypatch.setattr(wire, "pack_open", lambda request: pack(request) + target)
+
+    async def main() -> None:
+        nonlocal target
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            others: list[Tap] = []
+            for name in names:
+                target = bytes((wire.FIELD_TARGET, len(name))) + name.encode()
+                others.append(bench.relay.open(2))
+                await bench.joined()  # the target is the one of the command line
+            assert [tap.code for tap in others] == [Code.NO_SERVICE] * len(names), "whatever the target"
+            assert trap.dialled == [bench.client.config.exposures[0].target] * len(names)
+
+    run(main())
+    assert not trap.sprung()
+
+
+def test_a_service_without_a_port_is_not_dialled(run: Run, tmp_path: Path, trap: Trap) -> None:
+    """Not before the answer, not behind a refusal in the same chunk, and not in a later session that refuses it."""
+
+    async def main() -> None:
+        held: list[wire.Expose] = []
+        here, there = (
+            Exposure("here", 0, Target(LOCALHOST, trap.port)),
+            Exposure("there", 0, Target(LOCALHOST, trap.port)),
+        )
+        async with client(tmp_path / "c", here, there) as bench:
+            answer = bench.relay.answer
+            refusal = wire.Exposed(service=2, error="port-taken", text="somebody has it")
+
+            def hold(request: wire.Expose) -> None:
+                held.append(request)
+
+            def only_the_first(request: wire.Expose) -> wire.Exposed | None:
+                held.append(request)
+                return answer(request) if request.service == 1 else refusal
+
+            bench.relay.answer = hold
+            await until(lambda: len(held) == 2, "both were asked for")
+            early = [bench.relay.open(1), bench.relay.open(2)]
+            await until(lambda: all(tap.code is Code.NO_SERVICE for tap in early), "neither has a port yet")
+            for number in (1, 2):
+                bench.relay.session.exposed(wire.Exposed(service=number, port=20_000 + number))
+            await until(lambda: len(bench.reached) == 2, "both are reachable")
+
+            bench.relay.answer = only_the_first
+            bench.relay.drop()
+            await until(lambda: len(held) == 4, "it is back")
+            late = bench.relay.open(2)
+            await until(lambda: late.code is Code.NO_SERVICE, "the port is not there in this session")
+            assert not trap.dialled and not trap.sprung()
+            bench.relay.open(1)
+            await until(lambda: trap.dialled == [here.target], "the other one is")
+
+        async with client(tmp_path / "d", here) as bench:
+            first = bench.relay
+
+            def refuse_and_open(request: wire.Expose) -> None:
+                first.session.exposed(wire.Exposed(service=1, error="port-taken", text="somebody has it"))
+                first.open(1)
+
+            first.answer = refuse_and_open
+            assert "somebody has it" in await bench.verdict()
+            assert len(trap.dialled) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        wire.Exposed(service=1, port=20_001),
+        wire.Exposed(service=1, error="no-port", text="gone"),
+        wire.Exposed(service=2, port=20_002),
+        wire.Exposed(service=0, error="no-port", text="gone"),
+    ],
+)
+def test_an_answer_that_nobody_asked_for(run: Run, tmp_path: Path, answer: wire.Exposed) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            bench.relay.session.exposed(answer)
+            await until(lambda: bench.relay.goaways == [Code.PROTOCOL], "that is an error")
+            await until(lambda: len(bench.relay.sessions) == 2, "it is back")
+            await bench.joined()
+            assert len(bench.reached) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 1 << 70])
+def test_a_port_that_cannot_be(run: Run, tmp_path: Path, port: int) -> None:
+    async def main() -> None:
+        async with client(tmp_path / "c") as bench:
+            bench.relay.answer = lambda request: wire.Exposed(service=request.service, port=port)
+            await until(lambda: bench.relay.goaways[:1] == [Code.PROTOCOL], "that is an error")
+            assert not bench.reached
 
     run(main())
 
