@@ -1,6 +1,6 @@
 """The relay: clients dial in and expose services, visitors come to public ports, and each visitor becomes a stream.
 
-A visitor's way: VisitorDoor -> Visitor (an Edge) -> Served.visit -> Session.open; from there on only Edge, Stream and Link are involved.
+A visitor's way: VisitorDoor -> Visitor (an Edge) -> Session.open; from there on only Edge, Stream and Link are involved.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import secrets
-import socket
 import ssl
 import time
 
@@ -18,13 +17,13 @@ from fastrelay.config import NAME, ServerConfig, join_host
 from fastrelay.errors import Code, ProtocolError, StartError
 from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.mux.session import Session
-from fastrelay.mux.stream import NOTHING, Stream
-from fastrelay.net.edge import Edge
+from fastrelay.mux.stream import Stream
 from fastrelay.net.link import Core, Link, address
-from fastrelay.net.listen import TunnelDoor, VisitorDoor, listen
+from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import Identity, load_identity, make_identity, server_context
 from fastrelay.roles.registry import Registry
+from fastrelay.roles.visitors import Service
 from fastrelay.state import ServerState
 
 _SAVE_AFTER = 0.2
@@ -184,38 +183,6 @@ class Server:
     def _still_here(self) -> None:
         self.save_soon()
         self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
-
-
-class Service:
-    """One public port of a client."""
-
-    __slots__ = ("door", "name", "number", "tunnel")
-
-    def __init__(self, tunnel: Tunnel, number: int, name: str, runtime: Runtime, sock: socket.socket) -> None:
-        self.tunnel = tunnel
-        self.number = number
-        self.name = name
-        self.door = VisitorDoor(runtime, sock, lambda: Visitor(runtime, self))
-
-
-class Visitor(Edge):
-    """The connection of a visitor: joined with a stream as soon as it is made."""
-
-    __slots__ = ("_service",)
-
-    def __init__(self, runtime: Runtime, service: Service) -> None:
-        super().__init__(runtime)
-        self._service = service
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        service = self._service
-        tunnel = service.tunnel
-        stream = tunnel.session.open(NOTHING, service.number, address(transport.get_extra_info("peername")))
-        if stream is None:
-            self.refuse()
-        else:
-            self.join(stream, tunnel.link)
 
 
 class Tunnel:
