@@ -5,38 +5,15 @@ On a terminal a line is for people; elsewhere it is one JSON object. NO_COLOR an
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import os
 import socket
 import sys
 import time
 
-import msgspec
+from fastrelay.log import JsonLines
 
 _SIGNS = {logging.WARNING: ("!", "33"), logging.ERROR: ("✗", "31")}
-
-
-class JsonLines(logging.Formatter):
-    """{"ts", "level", "event", "text", and the event's own fields}"""
-
-    def format(self, record: logging.LogRecord) -> str:
-        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
-        line: dict[str, object] = {
-            "ts": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "event": getattr(record, "event", record.name),
-            "text": record.getMessage(),
-        }
-        fields: dict[str, object] = getattr(record, "fields", {})
-        line.update(fields)
-        if record.exc_info is not None:
-            line["traceback"] = self.formatException(record.exc_info)
-        try:
-            return msgspec.json.encode(line).decode()
-        except UnicodeEncodeError:  # a path that is not UTF-8
-            return json.dumps(line)
 
 
 class Lines(logging.Formatter):
@@ -53,6 +30,7 @@ class Lines(logging.Formatter):
 
 def set_up_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.INFO)  # notes are for the audit log
     handler.setFormatter(Lines() if sys.stderr.isatty() else JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     logging.getLogger("asyncio").setLevel(logging.WARNING)

@@ -1,13 +1,27 @@
-"""What the process tells the person who runs it: one event a line, through stdlib logging, so that an embedding program decides where.
+"""What the process tells: one event a line, through stdlib logging, so that an embedding program decides where.
 
-`event` names are stable and meant for machines; `text` is a sentence for people; `fields` are both's.
+`event` names are stable and meant for machines; `text` is a sentence for people; `fields` are both's. README, "Audit log", lists them all.
 """
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
+from typing import Final
+
+import msgspec
 
 LOGGER = logging.getLogger("fastrelay")
+
+NOTE: Final = 15
+"""The level of what is too much for the console: it goes nowhere unless somebody audits."""
+logging.addLevelName(NOTE, "NOTE")
+
+
+def note(event: str, text: str, **fields: object) -> None:
+    """Ask `audited` first where there are many."""
+    _say(NOTE, event, text, fields)
 
 
 def info(event: str, text: str, **fields: object) -> None:
@@ -22,6 +36,40 @@ def error(event: str, text: str, **fields: object) -> None:
     _say(logging.ERROR, event, text, fields)
 
 
+def audited() -> bool:
+    """Whether notes go anywhere."""
+    return LOGGER.isEnabledFor(NOTE)
+
+
+def record(level: int, event: str, text: str, **fields: object) -> logging.LogRecord:
+    """An event that is not said yet."""
+    # The text is no %-format, for it holds what strangers sent: without arguments logging leaves it alone. Nor is the caller looked for.
+    return LOGGER.makeRecord(LOGGER.name, level, "", 0, text, (), None, extra={"event": event, "fields": fields})
+
+
 def _say(level: int, event: str, text: str, fields: dict[str, object]) -> None:
-    # Never as a %-format: the text holds what strangers sent.
-    LOGGER.log(level, "%s", text, extra={"event": event, "fields": fields})
+    if LOGGER.isEnabledFor(level):
+        LOGGER.handle(record(level, event, text, **fields))
+
+
+class JsonLines(logging.Formatter):
+    """{"ts", "level", "event", "text", and the event's own fields}, in ASCII: nothing that a stranger sent moves anybody's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, object] = {
+            "ts": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "event", record.name),
+            "text": record.getMessage(),
+        }
+        fields: dict[str, object] = getattr(record, "fields", {})
+        line.update(fields)
+        if record.exc_info is not None:
+            line["traceback"] = self.formatException(record.exc_info)
+        try:
+            text = msgspec.json.encode(line, enc_hook=str).decode()
+        except UnicodeEncodeError:  # a path that is not UTF-8
+            return json.dumps(line, default=str)
+        # Of the control characters msgspec escapes those below the space.
+        return text if text.isascii() and "\x7f" not in text else json.dumps(line, default=str)

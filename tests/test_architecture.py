@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("net", "state"),
     ("roles",),
     ("front", "cluster", "admin", "demo"),
-    ("app", "console"),
+    ("app", "console", "audit"),
     ("cli",),
 )
 SIDEWAYS = {("config", "wire"), ("mux", "auth")}

@@ -33,8 +33,11 @@ def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     ("command", "words"),
     [
         ((), ("server", "client", "demo", "token")),
-        (("server",), ("--bind", "--ports", "--advertise", "--state", "--cert", "--key", "--plaintext", "--loop")),
-        (("client",), ("RELAY", "--expose", "--name", "--token", "--token-file", "--state", "--loop")),
+        (
+            ("server",),
+            ("--bind", "--ports", "--advertise", "--state", "--cert", "--key", "--plaintext", "--audit", "--loop"),
+        ),
+        (("client",), ("RELAY", "--expose", "--name", "--token", "--token-file", "--state", "--audit", "--loop")),
         (("demo",), ("--expose", "--loop")),
         (("token",), ("show",)),
         (("token", "show"), ("--state", "--cert", "--key")),
@@ -72,6 +75,7 @@ def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         (("client", "relay.example", "--expose", "22", "--name", "Not A Name", "--token", SECRET), "Not A Name"),
         (("client", "relay.example", "--expose", "22", "--expose", "22", "--token", SECRET), "tcp-22"),
         (("demo", "--expose", "-1"), "-1"),
+        (("server", "--audit", "-"), "stderr"),
     ],
 )
 def test_mistakes_are_sentences(
@@ -87,6 +91,17 @@ def test_what_cannot_start_is_a_sentence(
 ) -> None:
     code, out, err = fastrelay(capsys, monkeypatch, "token", "show", "--state", str(tmp_path / "none"))
     assert (code, out) == (3, "") and "fastrelay server" in err and err.startswith("Error: ")
+
+
+def test_an_audit_log_that_cannot_be_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "audit").touch()
+    (tmp_path / "audit").chmod(0o644)
+    monkeypatch.setattr("fastrelay.console.set_up_logging", lambda: None)
+    for name, told in (("audit", "chmod 600"), ("none/audit", "No such file")):
+        code, out, err = fastrelay(capsys, monkeypatch, "server", "--audit", str(tmp_path / name))
+        assert (code, out) == (3, "") and told in err and err.startswith("Error: ")
 
 
 def test_without_uvloop(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrelay import console, log
-from fastrelay.console import JsonLines, Lines, own_address, paint
+from fastrelay import console
+from fastrelay.console import Lines, own_address, paint
+from fastrelay.log import JsonLines
 
 
 def record(text: str, level: int = logging.INFO, **extra: object) -> logging.LogRecord:
@@ -100,18 +101,6 @@ def test_a_terminal_gets_lines_and_a_pipe_gets_json(
     console.set_up_logging()
     assert [type(handler.formatter) for handler in made] == [form]
     assert root.level == logging.NOTSET
-
-
-def test_events_have_their_level_name_and_fields(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "fastrelay"):
-        log.info("one.event", "100 % of %s", port=1)
-        log.warning("two.event", "b")
-        log.error("three.event", "c")
-    assert [(r.levelname, vars(r)["event"], r.getMessage(), vars(r)["fields"]) for r in caplog.records] == [
-        ("INFO", "one.event", "100 % of %s", {"port": 1}),
-        ("WARNING", "two.event", "b", {}),
-        ("ERROR", "three.event", "c", {}),
-    ]
 
 
 def test_the_address_to_tell() -> None:

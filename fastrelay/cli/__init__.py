@@ -21,6 +21,7 @@ from fastrelay.errors import StartError, UsageError
 
 if TYPE_CHECKING:
     from fastrelay.app import OnStop
+    from fastrelay.audit import AuditLog
     from fastrelay.config import Exposure
     from fastrelay.roles.server import Server
 
@@ -44,6 +45,15 @@ _loop = click.option(
     show_default=True,
     show_envvar=True,
     help="Event loop; auto is uvloop where it is installed.",
+)
+
+
+_audit = click.option(
+    "--audit",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    show_envvar=True,
+    help="Append every event to FILE, for this user only; SIGHUP opens it anew. README, Audit log, lists the events.",
 )
 
 
@@ -87,6 +97,7 @@ def _expose(required: bool) -> Callable[[Callable[..., None]], Callable[..., Non
 )
 @click.option("--key", type=click.Path(path_type=Path), show_envvar=True, help="The key of --cert (PEM).")
 @click.option("--plaintext", is_flag=True, show_envvar=True, help="Tunnels without TLS; only on a loopback address.")
+@_audit
 @_loop
 def server(
     bind: str,
@@ -96,6 +107,7 @@ def server(
     cert: Path | None,
     key: Path | None,
     plaintext: bool,
+    audit: Path | None,
     loop: str,
 ) -> None:
     """Run the relay, on the machine with an address."""
@@ -114,7 +126,7 @@ def server(
         key=key,
         plaintext=plaintext,
     )
-    _run(lambda on_stop: run_server(config, _server_ready, on_stop), loop)
+    _run(lambda on_stop: run_server(config, _server_ready, on_stop), loop, audit)
 
 
 @cli.command()
@@ -138,6 +150,7 @@ def server(
 @click.option(
     "--state", type=click.Path(path_type=Path), show_envvar=True, help="Directory that says which installation this is."
 )
+@_audit
 @_loop
 def client(
     relay: str,
@@ -146,6 +159,7 @@ def client(
     token: str | None,
     token_file: Path | None,
     state: Path | None,
+    audit: Path | None,
     loop: str,
 ) -> None:
     """Expose services of this machine through RELAY: HOST[:PORT], [IPv6]:PORT, tls://… or, on this machine, tcp://…"""
@@ -165,7 +179,7 @@ def client(
         name=host_name(socket.gethostname()) if name is None else name,
         state=state or default_state("client"),
     )
-    _run(lambda on_stop: run_client(config, _reachable, on_stop), loop)
+    _run(lambda on_stop: run_client(config, _reachable, on_stop), loop, audit)
 
 
 @cli.command()
@@ -225,15 +239,17 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str) -> None:
+def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str, audit: Path | None = None) -> None:
     """Run until a signal stops it. The first Ctrl-C drains and says so, the second ends at once."""
     import asyncio
+    import contextlib
     import gc
     import signal
 
     from fastrelay.console import set_up_logging
 
     set_up_logging()
+    kept = None if audit is None else _open_audit(audit)
     interrupted = False
 
     async def run() -> None:
@@ -251,6 +267,8 @@ def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str) -> None
             handled: list[int] = []
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, handle, number)
+            if kept is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, kept.reopen)
 
         # What was made until now lives as long as the process: the collector need not look at it again.
         gc.collect()
@@ -258,10 +276,20 @@ def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str) -> None
         gc.set_threshold(10_000, 50, 50)
         await work(on_stop)
 
-    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+    with kept or contextlib.nullcontext(), asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
         runner.run(run())
     if interrupted:
         sys.exit(130)
+
+
+def _open_audit(path: Path) -> AuditLog:
+    from fastrelay.audit import AuditLog
+
+    if str(path) == "-":
+        raise UsageError(
+            "The audit log needs a file of its own: give --audit FILE; what people are told goes to stderr anyway."
+        )
+    return AuditLog.open(path)
 
 
 def _loop_factory(wanted: str) -> Callable[[], Any] | None:
