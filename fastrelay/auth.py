@@ -108,7 +108,7 @@ class Verifier(msgspec.Struct, frozen=True):
         return cls(token.key_id, sha256(client_key(token.secret)).digest(), server_key(token.secret))
 
     def __repr__(self) -> str:
-        return f"Verifier({self.key_id})"
+        return f"{type(self).__name__}({self.key_id})"
 
 
 def _damaged(why: str) -> str:

@@ -29,12 +29,11 @@ def token() -> None:
 @click.option("--key", type=click.Path(path_type=Path), envvar="FASTRELAY_SERVER_KEY", help="The key of --cert.")
 def show(state: Path | None, cert: Path | None, key: Path | None) -> None:
     """Print the first token: whoever has it may expose services on this relay."""
-    from fastrelay.net.tls import load_identity
+    from fastrelay.net.tls import load_identity, pins_of
     from fastrelay.state import ServerState, default_state
 
     kept = ServerState.open(state or default_state("server"), read_only=True)
     paths = (cert, key) if cert is not None and key is not None else kept.identity_paths
     # A relay with --plaintext has never needed a certificate.
     identity = load_identity(*paths) if paths[0].exists() or cert is not None else None
-    pin = identity.pin if identity is not None and identity.self_signed else None
-    click.echo(kept.token(pin).text())
+    click.echo(kept.token(pins_of(identity)).text())

@@ -110,6 +110,11 @@ def pin_of(der: bytes) -> bytes:
     return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
+def pins_of(identity: Identity | None) -> tuple[bytes, ...]:
+    """What tokens of a relay carry: the pin of its key where no CA vouches for it, else nothing; nor without TLS (None)."""
+    return (identity.pin,) if identity is not None and identity.self_signed else ()
+
+
 def pin_fits(der: bytes, pins: tuple[bytes, ...]) -> bool:
     """Whether the certificate that a relay showed has the public key of one of the pins; any bytes may be asked about."""
     try:

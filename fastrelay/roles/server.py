@@ -21,7 +21,7 @@ from fastrelay.mux.stream import Stream
 from fastrelay.net.link import Core, Link, address
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
-from fastrelay.net.tls import Identity, load_identity, make_identity, server_context
+from fastrelay.net.tls import Identity, load_identity, make_identity, pins_of, server_context
 from fastrelay.roles.registry import Registry
 from fastrelay.roles.visitors import Service
 from fastrelay.state import ServerState
@@ -331,9 +331,8 @@ def _identity(config: ServerConfig, state: ServerState) -> Identity:
 
 def first_token(state: ServerState, identity: Identity | None) -> str:
     """The first token's text, "" if it is no longer kept. It carries the pin where no CA vouches for the relay."""
-    pin = identity.pin if identity is not None and identity.self_signed else None
     try:
-        return state.token(pin).text()
+        return state.token(pins_of(identity)).text()
     except StartError:
         return ""
 

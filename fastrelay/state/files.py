@@ -78,7 +78,11 @@ def check_private(path: Path, names: Iterable[str]) -> None:
 
 def lock(path: Path, *, wait: bool = False) -> int | None:
     """A descriptor that holds the lock on `path` until it is closed, or None when another one does."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        _hand_over(fd, path)
+    except FileExistsError:
+        fd = os.open(path, os.O_RDWR)
     try:
         if sys.platform == "win32":
             msvcrt.locking(fd, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
@@ -119,6 +123,7 @@ def write(path: Path, data: bytes) -> bytes:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
+            _hand_over(fd, path)
             file.write(data)
             file.flush()
             os.fsync(fd)
@@ -137,3 +142,12 @@ def write(path: Path, data: bytes) -> bytes:
 
 def write_json(path: Path, value: object) -> None:
     write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def _hand_over(fd: int, path: Path) -> None:
+    """A file that root made just now belongs to the directory's owner: the relay could not read it otherwise."""
+    if os.name == "nt" or os.geteuid() != 0:
+        return
+    owner = path.parent.stat()
+    if owner.st_uid != 0:
+        os.fchown(fd, owner.st_uid, owner.st_gid)

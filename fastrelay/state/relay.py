@@ -1,18 +1,21 @@
-"""What a relay keeps from one run to the next: its seed, the first token, the verifiers of all tokens, and reservations."""
+"""What a relay keeps from one run to the next: its seed, its tokens, and reservations."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from fastrelay.auth import KEY_SIZE, Token, Verifier
-from fastrelay.errors import StartError, UsageError
+from fastrelay.auth import KEY_SIZE, Token
+from fastrelay.errors import StartError
+from fastrelay.policy import Key
 from fastrelay.state import files
+from fastrelay.state.tokens import TokenStore, not_started
 
 _SECRET_FILES: Final = ("seed", "first-token", "tokens.json", "relay.key")
 
@@ -25,12 +28,6 @@ class Reservation(msgspec.Struct, frozen=True):
     ports: dict[str, int]
 
 
-class _Tokens(msgspec.Struct, frozen=True):
-    """The form of tokens.json."""
-
-    tokens: list[Verifier]
-
-
 class ServerState:
     """The state of one relay. Made by `open`; holds the directory's lock until `close`."""
 
@@ -39,24 +36,23 @@ class ServerState:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.tokens = TokenStore(path)
+        self.keys: Mapping[str, Key] = {}
+        """All tokens by key id, as `open` and `reload` found them."""
         self._lock: int | None = None
-        self._verifiers: dict[str, Verifier] = {}
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> ServerState:
         """The state in the directory `path`, which is made, with a seed and a first token, if it is not there.
 
-        With `read_only` nothing is made or locked: only `token` and `identity_paths` are for use then. Raises StartError when the directory
-        or a file in it cannot be used, another relay uses it, others may read its secrets, or, read only, no token is there yet.
+        With `read_only` nothing is made or locked: only `token`, `tokens` and `identity_paths` are for use then. Raises StartError when the
+        directory or a file in it cannot be used, another relay uses it, others may read its secrets, or, read only, no token is there yet.
         """
         state = cls(path)
         with files.sentences(path):
             if read_only:
                 if files.read(path / "first-token") is None and files.read(path / "tokens.json") is None:
-                    raise StartError(
-                        f"No relay has been started with the state directory {path}: start `fastrelay server` there first, "
-                        "or name its directory with --state."
-                    )
+                    raise not_started(path)
                 files.check_private(path, _SECRET_FILES)
                 return state
             files.make_directory(path)
@@ -79,20 +75,31 @@ class ServerState:
             os.close(self._lock)
             self._lock = None
 
-    def token(self, pin: bytes | None) -> Token:
-        """The first token, with `pin` (32 bytes) in it if there is one. Raises StartError when it is no longer kept."""
+    def token(self, pins: tuple[bytes, ...]) -> Token:
+        """The first token, with `pins` (32 bytes each) in it. Raises StartError when it is no longer kept."""
         with files.sentences(self.path):
-            token = self._first_token()
+            token = self.tokens.first()
         if token is None:
             raise StartError(
-                f"The first token is no longer kept in {self.path}: use a token that was made later, or move tokens.json away and "
-                "start the relay anew for a new first token."
+                f"The first token is no longer kept in {self.path}: make another with `fastrelay token new LABEL`, or use one that was "
+                "made later."
             )
-        return Token(token.key_id, token.secret, () if pin is None else (pin,))
+        return Token(token.key_id, token.secret, pins)
 
-    def find(self, key_id: str) -> Verifier | None:
-        """The verifier of a key id."""
-        return self._verifiers.get(key_id)
+    def find(self, key_id: str) -> Key | None:
+        """The token of a key id, expired or not."""
+        return self.keys.get(key_id)
+
+    def reload(self) -> bool:
+        """Whether tokens.json has changed since it was read last; then `keys` is what it says now.
+
+        Raises StartError, once for each change, when it cannot be used; `keys` stays as it is.
+        """
+        keys = self.tokens.poll()
+        if keys is None:
+            return False
+        self.keys = keys
+        return True
 
     @property
     def identity_paths(self) -> tuple[Path, Path]:
@@ -112,24 +119,4 @@ class ServerState:
         self.seed = files.read(self.path / "seed") or files.write(self.path / "seed", secrets.token_bytes(KEY_SIZE))
         if len(self.seed) != KEY_SIZE:
             raise files.damaged(self.path / "seed", f"it has {len(self.seed)} bytes, not {KEY_SIZE}")
-        kept = files.read_json(self.path / "tokens.json", _Tokens)
-        if kept is None:
-            # The first start, or one that ended between these two writes. A first token is never made beside tokens.json: there its
-            # absence means that it was replaced or revoked.
-            token = self._first_token()
-            if token is None:
-                token = Token(secrets.token_urlsafe(6), secrets.token_bytes(KEY_SIZE))
-                files.write(self.path / "first-token", f"{token.text()}\n".encode())
-            kept = _Tokens([Verifier.of(token)])
-            files.write_json(self.path / "tokens.json", kept)
-        self._verifiers = {verifier.key_id: verifier for verifier in kept.tokens}
-
-    def _first_token(self) -> Token | None:
-        path = self.path / "first-token"
-        raw = files.read(path)
-        if raw is None:
-            return None
-        try:
-            return Token.parse(raw.decode())
-        except (UsageError, UnicodeDecodeError):
-            raise files.damaged(path, "it holds no token") from None
+        self.keys = self.tokens.begin(time.time())

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
 from fastrelay.auth import Token, Verifier
+from fastrelay.policy import FIRST_GRANT
 from fastrelay.state import Reservation, ServerState
 from tests.support.state import mode, posix, refused
 
@@ -21,41 +23,45 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "server"
 
 
+def known(state: ServerState, token: Token) -> bool:
+    key = state.find(token.key_id)
+    return key is not None and key.same_token(Verifier.of(token))
+
+
 def test_first_start_and_the_next(path: Path) -> None:
     first = ServerState.open(path)
-    token, seed = first.token(None), first.seed
-    assert first.find(token.key_id) == Verifier.of(token)
+    token, seed = first.token(()), first.seed
+    assert known(first, token)
+    key = first.find(token.key_id)
+    assert key is not None and (key.label, key.grant) == ("first", FIRST_GRANT)
+    assert 0 <= time.time() - key.created < 60
     assert first.find("unknown0") is None
     assert len(seed) == 32
     first.close()
     again = ServerState.open(path)
-    assert (again.token(None), again.seed) == (token, seed)
-    assert again.find(token.key_id) == Verifier.of(token)
+    assert (again.token(()), again.seed) == (token, seed)
+    assert known(again, token)
     again.close()
 
 
 def test_two_relays_have_nothing_in_common(tmp_path: Path) -> None:
     a, b = ServerState.open(tmp_path / "a"), ServerState.open(tmp_path / "b")
-    assert (
-        a.seed != b.seed
-        and a.token(None).key_id != b.token(None).key_id
-        and a.token(None).secret != b.token(None).secret
-    )
+    assert a.seed != b.seed and a.token(()).key_id != b.token(()).key_id and a.token(()).secret != b.token(()).secret
     a.close()
     b.close()
 
 
 def test_the_pin_is_the_callers(path: Path) -> None:
     state = ServerState.open(path)
-    assert state.token(None).pins == ()
-    assert state.token(b"p" * 32) == Token(state.token(None).key_id, state.token(None).secret, (b"p" * 32,))
+    pins = (b"p" * 32, b"q" * 32)
+    assert state.token(pins) == Token(state.token(()).key_id, state.token(()).secret, pins)
     assert state.identity_paths == (path / "relay.crt", path / "relay.key")
     state.close()
 
 
 def test_the_secret_lies_in_one_file_only(path: Path) -> None:
     state = ServerState.open(path)
-    secret = state.token(None).text().split(".")[2].encode()
+    secret = state.token(()).text().split(".")[2].encode()
     state.close()
     assert [file.name for file in path.iterdir() if secret in file.read_bytes()] == ["first-token"]
 
@@ -70,7 +76,9 @@ def test_everything_is_the_owners_alone(path: Path) -> None:
         os.umask(umask)
     assert mode(path) == 0o700
     files = {file.name: mode(file) for file in path.iterdir()}
-    assert files == dict.fromkeys(["lock", "seed", "first-token", "tokens.json", "reservations.json"], 0o600)
+    assert files == dict.fromkeys(
+        ["lock", "seed", "first-token", "tokens.json", "tokens.lock", "reservations.json"], 0o600
+    )
     state.close()
 
 
@@ -112,25 +120,25 @@ def test_a_refused_start_leaves_no_lock(path: Path) -> None:
 def test_a_start_that_ended_early_is_completed(path: Path) -> None:
     """The first token is written before its verifier."""
     state = ServerState.open(path)
-    token = state.token(None)
+    token = state.token(())
     state.close()
     (path / "tokens.json").unlink()
     (path / ".tokens.json.new").write_text("half of it")
     again = ServerState.open(path)
-    assert again.token(None) == token and again.find(token.key_id) == Verifier.of(token)
+    assert again.token(()) == token and known(again, token)
     assert not (path / ".tokens.json.new").exists()
     again.close()
 
 
 def test_a_first_token_that_was_replaced_is_not_made_anew(path: Path) -> None:
     state = ServerState.open(path)
-    key_id = state.token(None).key_id
+    key_id = state.token(()).key_id
     state.close()
     (path / "first-token").unlink()
     again = ServerState.open(path)
     assert again.find(key_id) is not None
     assert not (path / "first-token").exists()
-    refused(lambda: again.token(None), "no longer kept", "tokens.json")
+    refused(lambda: again.token(()), "no longer kept", "`fastrelay token new LABEL`")
     again.close()
 
 
@@ -155,13 +163,13 @@ def test_damaged_first_token(path: Path, content: bytes) -> None:
     ServerState.open(path).close()
     (path / "first-token").write_bytes(content)
     state = ServerState.open(path)
-    refused(lambda: state.token(None), f"The file {path / 'first-token'} is damaged")
+    refused(lambda: state.token(()), f"The file {path / 'first-token'} is damaged")
     state.close()
 
 
 def test_tokens_of_a_later_version_are_read(path: Path) -> None:
     state = ServerState.open(path)
-    token = state.token(None)
+    token = state.token(())
     state.close()
     file = path / "tokens.json"
     content = json.loads(file.read_text())
@@ -169,7 +177,7 @@ def test_tokens_of_a_later_version_are_read(path: Path) -> None:
     content["format"] = 2
     file.write_text(json.dumps(content))
     again = ServerState.open(path)
-    assert again.find(token.key_id) == Verifier.of(token)
+    assert known(again, token)
     again.close()
 
 
@@ -193,7 +201,7 @@ def test_read_only_beside_a_relay(path: Path) -> None:
     relay = ServerState.open(path)
     before = sorted(path.iterdir())
     reader = ServerState.open(path, read_only=True)
-    assert reader.token(b"p" * 32) == relay.token(b"p" * 32)
+    assert reader.token((b"p" * 32,)) == relay.token((b"p" * 32,))
     assert reader.identity_paths == relay.identity_paths
     reader.close()
     assert sorted(path.iterdir()) == before
@@ -214,7 +222,7 @@ def test_read_only_after_the_first_token_was_replaced(path: Path) -> None:
     ServerState.open(path).close()
     (path / "first-token").unlink()
     reader = ServerState.open(path, read_only=True)
-    refused(lambda: reader.token(None), "no longer kept")
+    refused(lambda: reader.token(()), "no longer kept")
 
 
 # --- reservations ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,325 @@
+"""What a token grants, and whether what a client asks for is in it (protocol.md section 4.5). Pure: time is an argument.
+
+Default deny: a grant without an entry gives nothing of that kind. Each check answers None, or a Refusal that names the rule.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import msgspec
+
+from fastrelay.auth import Token, Verifier
+from fastrelay.config import NAME, PortRange, parse_ports
+from fastrelay.errors import UsageError
+from fastrelay.wire import MAX_STREAMS
+
+FIRST_LABEL: Final = "first"
+"""The label of the token that a relay makes at its first start."""
+
+PRIVILEGED: Final = 1024
+"""Ports below are granted one by one, never as part of a range."""
+
+_RELAY: Final = "relay"
+_PATTERN: Final = re.compile(r"[a-z0-9*][a-z0-9._*-]{0,62}")
+_DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST: Final = 36525 * 86400  # a hundred years
+_LATEST: Final = 253402300799.0  # the last second of the year 9999
+
+
+class Refusal(NamedTuple):
+    """A no: the `rule` that said it, for logs, and half a sentence for the person who asked."""
+
+    rule: str
+    text: str
+
+
+# --- ports -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Public ports in the order in which they are given out: `ranges`, and with `relay` the range that the relay was started with.
+
+    A range of one port lists it by number. Raises UsageError for a longer one that begins below 1024.
+    """
+
+    ranges: tuple[PortRange, ...] = ()
+    relay: bool = False
+
+    def __post_init__(self) -> None:
+        for ports in self.ranges:
+            if ports.first < PRIVILEGED and len(ports) > 1:
+                raise UsageError(
+                    f"The ports {ports} begin below {PRIVILEGED}, where ports are granted one by one: list those by number, as in "
+                    f"443,{PRIVILEGED}-2000."
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> Ports:
+        """`20000-20009,443`, where `relay` stands for the relay's own range; "" is no port at all. Raises UsageError."""
+        words = [word.strip() for word in text.split(",")] if text.strip() else []
+        ranges: list[PortRange] = []
+        for word in words:
+            if word == _RELAY:
+                continue
+            try:
+                ports = parse_ports(word)
+            except UsageError:
+                raise UsageError(
+                    f"The ports {text!r} are not understood: write them like 20000-20009,443, or {_RELAY} for the range of the relay."
+                ) from None
+            if "-" in word and ports.first < PRIVILEGED and len(ports) == 1:
+                raise UsageError(f"The port {ports.first} is granted by number only: write it without a dash.")
+            ranges.append(ports)
+        return cls(tuple(ranges), _RELAY in words)
+
+    def __str__(self) -> str:
+        """`parse` reads it back."""
+        words = [str(ports.first) if len(ports) == 1 else str(ports) for ports in self.ranges]
+        return ",".join([*words, *([_RELAY] if self.relay else [])])
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The ports that a token gives on one relay, which gives out `relay` by itself and takes its clients on the port `own`."""
+
+    label: str
+    ports: Ports
+    relay: PortRange
+    own: int
+
+    def refusal(self, port: int) -> Refusal | None:
+        """Why a port (1 to 65535) is not granted."""
+        if port == self.own:
+            return Refusal("relay-port", f"port {port} is where this relay takes its clients, and no token grants it")
+        # A longer range of the token begins at 1024 or above; the relay's own may not.
+        if any(port in ports for ports in self.ports.ranges):
+            return None
+        if port < PRIVILEGED:
+            return Refusal(
+                "privileged-port",
+                f"the token {self.label!r} does not grant port {port}, and ports below {PRIVILEGED} are granted only by number; "
+                f"a token with it is made by `fastrelay token new LABEL --ports {port}` on the relay",
+            )
+        if self.ports.relay and port in self.relay:
+            return None
+        if not self.ports.ranges and not self.ports.relay:
+            return self.nothing()
+        return Refusal(
+            "ports",
+            f"the token {self.label!r} grants {self}, not port {port}; ask for one of those, or use a token with port {port}",
+        )
+
+    def nothing(self) -> Refusal:
+        """Why there is no port at all."""
+        return Refusal(
+            "ports",
+            f"the token {self.label!r} grants no public port; one that does is made by "
+            "`fastrelay token new LABEL --ports 20000-20009` on the relay",
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        """Every port once, in the order in which they are given out."""
+        earlier: list[PortRange] = []
+        for ports in self.ports.ranges:
+            yield from self._new(ports, earlier)
+            earlier.append(ports)
+        if self.ports.relay:
+            yield from (port for port in self._new(self.relay, earlier) if port >= PRIVILEGED)
+
+    def _new(self, ports: PortRange, earlier: list[PortRange]) -> Iterator[int]:
+        return (port for port in ports if port != self.own and not any(port in others for others in earlier))
+
+    def __str__(self) -> str:
+        """For people: `the ports 20000-20009,443`."""
+        words = [str(Ports(self.ports.ranges))] if self.ports.ranges else []
+        return f"the ports {','.join([*words, *([str(self.relay)] if self.ports.relay else [])])}"
+
+
+# --- names -------------------------------------------------------------------------------------------------------------
+
+
+def parse_patterns(text: str, what: str) -> tuple[str, ...]:
+    """`home`, `home,lab-*` or `*`: names of protocol.md section 4.1 in which `*` stands for any characters. Raises UsageError.
+
+    `what` says whose names they are: "client" or "service".
+    """
+    patterns = tuple(word.strip() for word in text.split(","))
+    for pattern in patterns:
+        if not _PATTERN.fullmatch(pattern):
+            raise UsageError(
+                f"The {what} names {text!r} are not understood: write names of a-z 0-9 . _ - between commas, with * for any characters, "
+                "like home,lab-*."
+            )
+    return patterns
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether the name is one of the pattern's. Takes time in proportion to their lengths."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return name == pattern
+    if not name.startswith(first):
+        return False
+    at = len(first)
+    for part in rest[:-1]:
+        found = name.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return len(name) - len(rest[-1]) >= at and name.endswith(rest[-1])
+
+
+def _one_of(patterns: tuple[str, ...], name: str) -> bool:
+    return NAME.fullmatch(name) is not None and any(matches(pattern, name) for pattern in patterns)
+
+
+# --- times -------------------------------------------------------------------------------------------------------------
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `30d`, `12h`, `90m` or `45s`. Raises UsageError."""
+    match = _DURATION.fullmatch(text.strip())
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 0 < seconds <= _LONGEST:
+        raise UsageError(f"The time {text!r} is not understood: write it like 30d, 12h, 90m or 45s.")
+    return float(seconds)
+
+
+def parse_expiry(text: str, now: float) -> float:
+    """Unix time of what is so long after `now` (`30d`), or of the end of a day (`2030-12-31`, in UTC). Raises UsageError."""
+    day = text.strip()
+    if _DURATION.fullmatch(day):
+        return now + parse_duration(day)
+    try:
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", day):
+            raise ValueError
+        begin = datetime.datetime.combine(datetime.date.fromisoformat(day), datetime.time(), datetime.UTC).timestamp()
+    except ValueError:
+        raise UsageError(
+            f"The time {text!r} is not understood: write it like 30d, 12h, 90m, or the last day like 2030-12-31."
+        ) from None
+    if begin + 86400 <= now:
+        raise UsageError(f"The day {day} is over: name one to come, or a time from now on such as 30d.")
+    return min(begin + 86400, _LATEST)
+
+
+def show_time(seconds: float) -> str:
+    """Unix time as `2030-12-31T10:00Z`."""
+    when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return when.strftime("%Y-%m-%dT%H:%MZ")
+
+
+# --- grants ------------------------------------------------------------------------------------------------------------
+
+
+class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one token is good for: `names` of clients and of their `services` as patterns, `ports` as `Ports` writes them, how many visitors
+    at a time (`max_streams`, 0 is no bound of its own), and until when (`expires`, unix time, 0 is for ever).
+
+    A member that this version does not know is an error: it might be a bound. Raises ValueError for what cannot be.
+    """
+
+    names: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    ports: str = ""
+    max_streams: int = 0
+    expires: float = 0.0
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.names, *self.services):
+            if not _PATTERN.fullmatch(pattern):
+                raise ValueError(f"{pattern!r} is no name or pattern")
+        try:
+            Ports.parse(self.ports)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        if not 0 <= self.max_streams <= MAX_STREAMS:
+            raise ValueError(f"max_streams is not from 0 to {MAX_STREAMS}")
+        if not 0 <= self.expires <= _LATEST:
+            raise ValueError("expires is no time")
+
+    def same_but_time(self, other: Grant) -> bool:
+        """Whether both grant the same as long as they last."""
+        return msgspec.structs.replace(self, expires=0.0) == msgspec.structs.replace(other, expires=0.0)
+
+
+FIRST_GRANT: Final = Grant(names=("*",), services=("*",), ports=_RELAY)
+"""The first token's: every name, and the range of ports that the relay was started with."""
+
+
+class Key(Verifier, frozen=True):
+    """A token as the relay knows it: how to check it, what its owner calls it, when it was made (unix time), and what it grants."""
+
+    label: str = FIRST_LABEL
+    created: float = 0.0
+    grant: Grant = FIRST_GRANT
+
+    def __post_init__(self) -> None:
+        Verifier.__post_init__(self)
+        if not NAME.fullmatch(self.label):
+            raise ValueError("label does not have the form of a name")
+        if not 0 <= self.created <= _LATEST:
+            raise ValueError("created is no time")
+
+    @classmethod
+    def made(cls, token: Token, label: str, grant: Grant, created: float) -> Key:
+        verifier = Verifier.of(token)
+        return cls(verifier.key_id, verifier.stored_key, verifier.server_key, label, created, grant)
+
+    def same_token(self, other: Verifier) -> bool:
+        """Whether both are the same secret."""
+        return (self.key_id, self.stored_key, self.server_key) == (other.key_id, other.stored_key, other.server_key)
+
+    # --- checks --------------------------------------------------------------------------------------------------------
+
+    def expired(self, now: float) -> Refusal | None:
+        """`now` is unix time."""
+        if not self.grant.expires or now < self.grant.expires:
+            return None
+        return Refusal(
+            "expires",
+            f"the token {self.label!r} expired at {show_time(self.grant.expires)}; make another with `fastrelay token new` "
+            "on the relay",
+        )
+
+    def refuse_name(self, name: str) -> Refusal | None:
+        """For the name of a client."""
+        names = self.grant.names
+        if _one_of(names, name):
+            return None
+        exact = next((own for own in names if "*" not in own), None)
+        use = "another --name" if exact is None else f"--name {exact}"
+        return Refusal(
+            "names",
+            f"the token {self.label!r} is for {_listed('clients', names)}, not {name!r}; use {use} or a token for that name",
+        )
+
+    def refuse_service(self, name: str) -> Refusal | None:
+        """For the name of a service."""
+        services = self.grant.services
+        if _one_of(services, name):
+            return None
+        return Refusal(
+            "services",
+            f"the token {self.label!r} is for {_listed('services', services)}, not {name!r}; name the service so, as in NAME=22, "
+            "or use a token for that name",
+        )
+
+    def ports(self, relay: PortRange, own: int) -> Allowed:
+        """What it gives on a relay with this range of its own, which takes its clients on the port `own`."""
+        return Allowed(self.label, Ports.parse(self.grant.ports), relay, own)
+
+    def streams(self, most: int) -> int:
+        """How many visitors at a time, where the client takes `most`."""
+        return min(most, self.grant.max_streams or most)
+
+
+def _listed(what: str, patterns: tuple[str, ...]) -> str:
+    return f"{what} named {' or '.join(patterns)}" if patterns else f"no {what} at all"

@@ -1,0 +1,339 @@
+"""fastrelay.policy: nothing is granted that is not listed, whatever is asked for; and every no names its rule."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastrelay.auth import Token, Verifier
+from fastrelay.config import NAME, PortRange
+from fastrelay.errors import UsageError
+from fastrelay.policy import (
+    FIRST_GRANT,
+    PRIVILEGED,
+    Allowed,
+    Grant,
+    Key,
+    Ports,
+    matches,
+    parse_duration,
+    parse_expiry,
+    parse_patterns,
+    show_time,
+)
+
+TOKEN = Token("k3yID_-0", bytes(range(32)))
+RANGE = PortRange(20_000, 20_009)
+OWN = 20_005
+
+numbers = st.integers(1, 65535)
+ranges = st.tuples(numbers, numbers).map(lambda ends: PortRange(min(ends), max(ends)))
+listed = st.builds(
+    Ports,
+    st.lists(ranges.filter(lambda ports: ports.first >= PRIVILEGED or len(ports) == 1), max_size=4).map(tuple),
+    st.booleans(),
+)
+names = st.from_regex(NAME, fullmatch=True)
+patterns = st.text("ab.-*", min_size=1, max_size=12).filter(lambda text: text[0] not in ".-")
+
+
+def key(label: str = "home", **grant: object) -> Key:
+    return Key.made(TOKEN, label, msgspec.convert(grant, Grant), 1.0)
+
+
+def refused(parse: Callable[[], object], *says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse()
+    text = str(caught.value)
+    assert text.endswith(".") and "\n" not in text
+    for word in says:
+        assert word in text
+
+
+def rule(answer: object) -> str:
+    """The rule of a refusal; "" for a yes."""
+    return getattr(answer, "rule", "") if answer is not None else ""
+
+
+# --- ports -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "ports", "again"),
+    [
+        ("", Ports(), ""),
+        ("  ", Ports(), ""),
+        ("relay", Ports((), True), "relay"),
+        ("443", Ports((PortRange(443, 443),)), "443"),
+        ("20000-20009,443", Ports((PortRange(20_000, 20_009), PortRange(443, 443))), "20000-20009,443"),
+        (" 443 , relay,1024 - 1030 ", Ports((PortRange(443, 443), PortRange(1024, 1030)), True), "443,1024-1030,relay"),
+        ("20000-20000", Ports((PortRange(20_000, 20_000),)), "20000"),
+    ],
+)
+def test_ports_as_typed(text: str, ports: Ports, again: str) -> None:
+    assert Ports.parse(text) == ports
+    assert str(ports) == again
+
+
+@pytest.mark.parametrize(
+    "text", ["x", ",", "443,", "0", "65536", "-1", "1-", "20009-20000", "Relay", "20000 20001", "*", "٣"]
+)
+def test_ports_that_are_none(text: str) -> None:
+    refused(lambda: Ports.parse(text), repr(text), "20000-20009,443")
+
+
+@pytest.mark.parametrize("text", ["1-65535", "443-444", "1023-1024", "20000,80-90", "443-443"])
+def test_ranges_below_1024_are_refused(text: str) -> None:
+    refused(lambda: Ports.parse(text), "number")
+
+
+@given(listed)
+def test_ports_are_read_back(ports: Ports) -> None:
+    assert Ports.parse(str(ports)) == ports
+
+
+@given(st.text("0129-,relay \x00é", max_size=20))
+def test_any_text_is_ports_or_a_sentence(text: str) -> None:
+    with contextlib.suppress(UsageError):
+        Ports.parse(text)
+
+
+@given(listed, ranges, numbers, st.lists(numbers, max_size=20))
+def test_no_port_is_granted_that_is_not_listed(ports: Ports, relay: PortRange, own: int, asked: list[int]) -> None:
+    allowed = Allowed("home", ports, relay, own)
+    edges = [edge for one in (*ports.ranges, relay) for edge in (one.first - 1, one.first, one.last, one.last + 1)]
+    for port in {*asked, *edges, own, 80, 1023, 1024} & set(range(1, 65536)):
+        by_number = any(port == one.first == one.last for one in ports.ranges)
+        in_range = any(one.first <= port <= one.last for one in [*ports.ranges, *([relay] if ports.relay else [])])
+        granted = port != own and (by_number or (port >= 1024 and in_range))
+        answer = allowed.refusal(port)
+        assert (answer is None) is granted
+        if answer is not None:
+            assert str(port) in answer.text or answer == allowed.nothing()
+
+
+near = st.integers(1000, 1060)
+short = st.tuples(near, near).map(lambda ends: PortRange(min(ends), max(ends)))
+few = st.builds(
+    Ports, st.lists(short.filter(lambda ports: ports.first >= PRIVILEGED), max_size=4).map(tuple), st.booleans()
+)
+
+
+@given(few, short, near)
+def test_what_is_given_out_is_what_is_granted(ports: Ports, relay: PortRange, own: int) -> None:
+    allowed = Allowed("home", ports, relay, own)
+    given_out = list(allowed)
+    assert len(given_out) == len(set(given_out))
+    assert set(given_out) == {port for port in range(900, 1200) if allowed.refusal(port) is None}
+
+
+@pytest.mark.parametrize(
+    ("ports", "port", "named", "says"),
+    [
+        ("20000-20009,443", 443, "", ""),
+        ("20000-20009", 20_010, "ports", "the token 'home' grants the ports 20000-20009, not port 20010"),
+        ("20000-20009", OWN, "relay-port", f"port {OWN} is where this relay takes its clients"),
+        ("relay", OWN, "relay-port", "no token grants it"),
+        (f"{OWN}", OWN, "relay-port", "no token grants it"),
+        ("relay", 20_009, "", ""),
+        ("relay", 20_010, "ports", "grants the ports 20000-20009, not port 20010"),
+        ("20000-20009", 443, "privileged-port", "--ports 443"),
+        ("", 20_000, "ports", "grants no public port"),
+    ],
+)  # fmt: skip
+def test_the_sentences_for_ports(ports: str, port: int, named: str, says: str) -> None:
+    answer = key(ports=ports).ports(RANGE, OWN).refusal(port)
+    assert rule(answer) == named
+    assert answer is None or says in answer.text
+
+
+def test_a_relay_that_gives_out_low_ports_grants_none_of_them_by_its_range() -> None:
+    allowed = key(ports="relay").ports(PortRange(80, 1030), 1025)
+    assert list(allowed) == [1024, 1026, 1027, 1028, 1029, 1030]
+    assert rule(allowed.refusal(80)) == "privileged-port"
+
+
+def test_the_order_is_as_listed() -> None:
+    assert list(key(ports="30005,30000-30002,30001-30003,relay").ports(PortRange(30_003, 30_006), 1)) == [
+        30_005, 30_000, 30_001, 30_002, 30_003, 30_004, 30_006,
+    ]  # fmt: skip
+
+
+# --- names -------------------------------------------------------------------------------------------------------------
+
+
+@given(patterns, st.text("ab.-", max_size=12))
+def test_patterns_are_those_of_everybody(pattern: str, name: str) -> None:
+    oracle = re.compile(".*".join(map(re.escape, pattern.split("*"))))
+    assert matches(pattern, name) is (oracle.fullmatch(name) is not None)
+
+
+def test_a_pattern_with_many_stars_takes_no_time() -> None:
+    assert not matches("*a" * 31 + "*b", "a" * 63)
+
+
+@given(names)
+def test_a_star_is_for_every_name(name: str) -> None:
+    assert FIRST_GRANT.names == ("*",)
+    assert key(names=["*"], services=["*"]).refuse_name(name) is None
+    assert key(names=["*"], services=["*"]).refuse_service(name) is None
+    assert rule(key().refuse_name(name)) == "names" and rule(key().refuse_service(name)) == "services"
+
+
+@given(st.text("homeHOME.-_ \n", max_size=6) | names)
+def test_only_the_name_itself_is_granted(name: str) -> None:
+    assert (key(names=["home"]).refuse_name(name) is None) is (name == "home")
+    assert (key(services=["home"]).refuse_service(name) is None) is (name == "home")
+
+
+@pytest.mark.parametrize("name", ["", "Home", "home.\n", "hоme", "ｈome", "a" * 64, ".home", "-home", "*", "home*"])
+def test_what_is_no_name_has_no_grant(name: str) -> None:
+    assert key(names=["*"]).refuse_name(name) is not None
+    assert key(services=["*"]).refuse_service(name) is not None
+
+
+def test_the_sentences_for_names() -> None:
+    answer = key(names=["home"]).refuse_name("office")
+    assert answer is not None
+    assert answer.text == (
+        "the token 'home' is for clients named home, not 'office'; use --name home or a token for that name"
+    )
+    answer = key(names=["lab-*", "*.example"]).refuse_name("office")
+    assert answer is not None
+    assert answer.text == (
+        "the token 'home' is for clients named lab-* or *.example, not 'office'; use another --name or a token for that name"
+    )
+    answer = key(services=["web"]).refuse_service("ssh")
+    assert answer is not None and answer.text.startswith("the token 'home' is for services named web, not 'ssh'; ")
+    answer = key().refuse_name("office")
+    assert answer is not None and "for no clients at all" in answer.text
+
+
+def test_patterns_as_typed() -> None:
+    assert parse_patterns("home", "client") == ("home",)
+    assert parse_patterns(" home, lab-*,*", "client") == ("home", "lab-*", "*")
+    for text in ("", "home,", "Home", "a b", "h?me", ".a", "é", "a" * 64, "[ab]"):
+        refused(lambda text=text: parse_patterns(text, "service"), "service names", repr(text))  # type: ignore[misc]
+
+
+# --- times -------------------------------------------------------------------------------------------------------------
+
+NOON = datetime.datetime(2030, 1, 31, 12, tzinfo=datetime.UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 30 * 86400), ("12h", 43200), ("90m", 5400), ("45s", 45), (" 1d ", 86400)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+    assert parse_expiry(text, NOON) == NOON + seconds
+
+
+@pytest.mark.parametrize("text", ["", "0d", "30", "d", "-1d", "1.5h", "1w", "999999d", "30 d", "1d1h", "٣d"])
+def test_what_is_no_duration(text: str) -> None:
+    refused(lambda: parse_duration(text), repr(text), "30d")
+    refused(lambda: parse_expiry(text, NOON), repr(text), "30d")
+
+
+def test_a_day_is_valid_to_its_end() -> None:
+    assert parse_expiry("2030-01-31", NOON) == NOON + 43200
+    assert show_time(parse_expiry("2030-01-31", NOON)) == "2030-02-01T00:00Z"
+    assert show_time(parse_expiry("9999-12-31", NOON)) == "9999-12-31T23:59Z"
+    refused(lambda: parse_expiry("2030-01-30", NOON), "over")
+    for text in ("2030-02-30", "2030-1-31", "20300131", "2030-W05-4", "0000-01-01", "2030-01-31T10:00"):
+        refused(lambda text=text: parse_expiry(text, NOON), repr(text))  # type: ignore[misc]
+
+
+def test_expiry() -> None:
+    assert key().expired(1e12) is None
+    one = key(expires=NOON)
+    assert one.expired(NOON - 0.001) is None
+    answer = one.expired(NOON)
+    assert answer is not None and answer.rule == "expires"
+    assert "the token 'home' expired at 2030-01-31T12:00Z" in answer.text
+
+
+# --- grants and keys ---------------------------------------------------------------------------------------------------
+
+
+def test_a_grant_without_entries_gives_nothing() -> None:
+    one = Key.made(TOKEN, "home", Grant(), 0.0)
+    assert rule(one.refuse_name("home")) == "names" and rule(one.refuse_service("ssh")) == "services"
+    allowed = one.ports(RANGE, OWN)
+    assert not list(allowed) and all(allowed.refusal(port) for port in range(1, 65536))
+
+
+def test_the_first_token_has_all_names_and_the_range_of_the_relay() -> None:
+    one = Key.of(TOKEN)
+    assert isinstance(one, Key) and (one.label, one.grant) == ("first", FIRST_GRANT)
+    assert list(one.ports(RANGE, OWN)) == [port for port in RANGE if port != OWN]
+
+
+def test_how_many_visitors() -> None:
+    assert key().streams(100) == 100
+    assert key(max_streams=5).streams(100) == 5
+    assert key(max_streams=500).streams(100) == 100
+
+
+@pytest.mark.parametrize(
+    "grant",
+    [
+        {"names": ["Home"]}, {"names": [""]}, {"names": "home"}, {"services": ["a b"]}, {"ports": "1-65535"}, {"ports": 443},
+        {"ports": "all"}, {"max_streams": -1}, {"max_streams": 65536}, {"expires": -1}, {"expires": 1e300}, {"expires": "30d"},
+        {"expire": 1}, {"names": ["home"], "hosts": ["*"]},
+    ],
+)  # fmt: skip
+def test_grants_that_cannot_be(grant: dict[str, object]) -> None:
+    """A bound that is not understood is an error, never no bound."""
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(msgspec.json.encode(grant), type=Grant)
+
+
+grants = st.builds(
+    Grant,
+    st.lists(patterns, max_size=3).map(tuple),
+    st.lists(patterns, max_size=3).map(tuple),
+    listed.map(str),
+    st.integers(0, 65535),
+    st.floats(0, 4e9),
+)
+
+
+@given(grants, names)
+def test_keys_are_read_back(grant: Grant, label: str) -> None:
+    one = Key.made(TOKEN, label, grant, 5.0)
+    again = msgspec.json.decode(msgspec.json.encode(one), type=Key)
+    assert again == one and again.same_token(one)
+
+
+def test_what_counts_as_another_grant() -> None:
+    one = Grant(names=("home",), services=("*",), ports="20000", max_streams=5, expires=1.0)
+    assert one.same_but_time(msgspec.structs.replace(one, expires=2.0))
+    others: list[dict[str, object]] = [{"names": ("home", "b")}, {"services": ()}, {"ports": ""}, {"max_streams": 4}]
+    for change in others:
+        assert not one.same_but_time(msgspec.structs.replace(one, **change))
+
+
+def test_another_secret_is_another_token() -> None:
+    one = key()
+    assert not one.same_token(Key.made(Token("k3yID_-0", bytes(32)), "home", one.grant, 1.0))
+    assert not one.same_token(Key.made(Token("k3yID_-1", TOKEN.secret), "home", one.grant, 1.0))
+
+
+@pytest.mark.parametrize(
+    "change", [{"label": "Not A Name"}, {"label": ""}, {"created": -1.0}, {"key_id": "x"}, {"stored_key": b""}]
+)
+def test_keys_that_cannot_be(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        msgspec.structs.replace(key(), **change)
+
+
+def test_no_key_is_shown() -> None:
+    assert repr(key()) == repr(Verifier.of(TOKEN)).replace("Verifier", "Key")
