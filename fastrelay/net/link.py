@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Protocol, cast
 
 from fastrelay import wire
-from fastrelay.errors import Code, FastrelayError, ProtocolError
+from fastrelay.errors import Code, FastrelayError, ProtocolError, RefusedError
 from fastrelay.mux.credit import tunnel_pool
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.pace import SHARED_FRAME, UNSENT_FIRST
@@ -99,6 +99,8 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self._feeding = True
         try:
             self._core.feed(self._slab[:nbytes], time.monotonic())
+        except RefusedError as error:
+            self.abort(error)  # that was a goodbye: no answer is due, least of all with a stranger's words
         except ProtocolError as error:
             self.goodbye(error)
         finally:

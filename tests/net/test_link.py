@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fastrelay import wire
-from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError
+from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError, RefusedError
 from fastrelay.mux import pace
 from fastrelay.mux.stream import Stream
 from fastrelay.net import outbox
@@ -547,6 +547,28 @@ def test_abort_cuts_short_an_end_in_order(run: Run) -> None:
             bench.link.abort(ConnectionAbortedError("now"))
             await until(lambda: bench.closed, "it has ended", 1)
             assert time.monotonic() - start < 0.5
+
+    run(main())
+
+
+def test_a_goodbye_is_not_answered(run: Run) -> None:
+    """Before the session as in it: what a stranger says in a GOAWAY is not said back."""
+
+    class Refused(Ear):
+        def feed(self, chunk: memoryview, now: float) -> None:
+            raise RefusedError(Code.INTERNAL, "words of a stranger")
+
+    async def main() -> None:
+        runtime = Runtime()
+        far, near = tcp_pair()
+        role = Refused()
+        await runtime.loop.connect_accepted_socket(lambda: Link(runtime, role), near)
+        peer = Peer(far)
+        await peer.send(pair.goaway(Code.INTERNAL, "words of a stranger"))
+        assert await peer.frames_to_end() == []
+        assert [type(error) for error in role.closed] == [RefusedError]
+        peer.close()
+        await runtime.close()
 
     run(main())
 
