@@ -15,6 +15,7 @@ from typing import Final
 
 from fastrelay import wire
 from fastrelay.errors import UsageError
+from fastrelay.networks import Networks
 
 DEFAULT_PORT: Final = 7443
 """Where a relay listens for tunnels."""
@@ -229,18 +230,21 @@ class Target:
 
 @dataclass(frozen=True)
 class Exposure:
-    """A service by `name`, the public `port` it asks for (0 is any), and the target behind it (protocol.md section 5)."""
+    """A service by `name`, the public `port` it asks for (0 is any), the target behind it, and who may visit, None for everybody
+    (protocol.md section 5).
+    """
 
     name: str
     port: int
     target: Target
+    visitors: Networks | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name, "service")
         _check_port(self.port, 0, "public port")
 
     def __str__(self) -> str:
-        """The SPEC in full; `parse_expose` reads it back."""
+        """The SPEC in full, which says nothing of visitors; `parse_expose` reads it back."""
         return f"{self.name}={f'{self.port}:' if self.port else ''}{self.target}"
 
 

@@ -28,6 +28,7 @@ EARLY: Final = 65_536
 MAX_EARLY: Final = 1_048_576
 MAX_STREAMS: Final = 65_535
 MAX_SERVICES: Final = 64
+MAX_NETWORKS: Final = 64
 MAX_CONTROL: Final = 4_096
 MAX_OFFSET: Final = 1 << 62
 
@@ -257,19 +258,21 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Expose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A client asks for a public port; `port` 0 is any."""
+    """A client asks for a public port; `port` 0 is any. `visitors` are the networks that may come, none of them is everybody."""
 
     service: int
     name: str
     kind: str = "tcp"
     port: int = 0
+    visitors: tuple[str, ...] = ()
 
 
 class Exposed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The relay's answer: a port, or an error with a sentence for the person."""
+    """The relay's answer: a port, held to so many networks of visitors; or an error with a sentence for the person."""
 
     service: int
     port: int = 0
+    visitors: int = 0
     error: str = ""
     text: str = ""
 

@@ -15,7 +15,9 @@ from fastrelay import errors
 ROOT = Path(fastrelay.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("wire", "config", "metrics", "log"),
+    ("wire", "metrics", "log"),
+    ("networks",),
+    ("config",),
     ("auth", "policy", "mux"),
     ("net", "state"),
     ("roles",),
@@ -23,15 +25,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app", "console", "audit"),
     ("cli",),
 )
-SIDEWAYS = {("config", "wire"), ("mux", "auth"), ("policy", "auth")}
-"""A name's rules are the wire's; the greeting carries the proofs; a key checks one. Nothing else on one floor knows its neighbour."""
+SIDEWAYS = {("mux", "auth"), ("policy", "auth")}
+"""The greeting carries the proofs; a key checks one. Nothing else on one floor knows its neighbour."""
 
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 IMPURE = {
     *("asyncio", "socket", "ssl", "select", "selectors", "os", "time", "random", "secrets", "logging", "threading"),
     *("signal", "subprocess", "uvloop", "fcntl"),
 }
-PURE = {"errors", "wire", "config", "auth", "policy", "mux"}
+PURE = {"errors", "networks", "wire", "config", "auth", "policy", "mux"}
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])

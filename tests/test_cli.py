@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fastrelay import __version__
+from fastrelay import __version__, app
 from fastrelay.cli import cli, main
+from fastrelay.config import ClientConfig
 from fastrelay.errors import StartError
 
 SECRET = "fr1.k3yID_-0.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
@@ -37,7 +38,10 @@ def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
             ("server",),
             ("--bind", "--ports", "--advertise", "--state", "--cert", "--key", "--plaintext", "--audit", "--loop"),
         ),
-        (("client",), ("RELAY", "--expose", "--name", "--token", "--token-file", "--state", "--audit", "--loop")),
+        (
+            ("client",),
+            ("RELAY", "--expose", "--visitors", "--name", "--token", "--token-file", "--state", "--audit", "--loop"),
+        ),
         (("demo",), ("--expose", "--loop")),
         (("token",), ("show",)),
         (("token", "show"), ("--state", "--cert", "--key")),
@@ -74,6 +78,12 @@ def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         (("client", "tcp://relay.example", "--expose", "22", "--token", SECRET), "tcp://"),
         (("client", "relay.example", "--expose", "22", "--name", "Not A Name", "--token", SECRET), "Not A Name"),
         (("client", "relay.example", "--expose", "22", "--expose", "22", "--token", SECRET), "tcp-22"),
+        (
+            ("client", "relay.example", "--expose", "22", "--visitors", "ssh=::1", "--token", SECRET),
+            "use one of tcp-22",
+        ),
+        (("client", "relay.example", "--expose", "22", "--visitors", "10.0.0.1/8", "--token", SECRET), "10.0.0.0/8"),
+        (("client", "relay.example", "--expose", "22", "--visitors", "", "--token", SECRET), "a network is missing"),
         (("demo", "--expose", "-1"), "-1"),
         (("server", "--audit", "-"), "stderr"),
     ],
@@ -114,19 +124,22 @@ def test_without_uvloop(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         _loop_factory("uvloop")
 
 
-def test_the_token_comes_from_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from fastrelay import app
-    from fastrelay.config import ClientConfig
-
-    seen: list[str] = []
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[ClientConfig]:
+    """What `fastrelay client` would run with; it ends at once instead."""
+    configs: list[ClientConfig] = []
 
     async def run_client(config: ClientConfig, *_: object) -> None:
-        seen.append(config.token.strip())
+        configs.append(config)
 
     monkeypatch.setattr(app, "run_client", run_client)
     monkeypatch.setattr("fastrelay.console.set_up_logging", lambda: None)
     monkeypatch.setattr("gc.freeze", lambda: None)
     monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+    return configs
+
+
+def test_the_token_comes_from_where_it_is_told(ran: list[ClientConfig], tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(SECRET + "\n")
     words = ["client", "relay.example", "--expose", "22", "--loop", "asyncio"]
@@ -138,7 +151,41 @@ def test_the_token_comes_from_where_it_is_told(monkeypatch: pytest.MonkeyPatch, 
     ):
         result = CliRunner().invoke(cli, [*words, *arguments], env=environment)
         assert result.exit_code == 0, result.output
-    assert seen == [SECRET] * 4
+    assert [config.token.strip() for config in ran] == [SECRET] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "ssh", "web"),
+    [
+        ([], {}, None, None),
+        (["--visitors", "192.0.2.7"], {}, "192.0.2.7/32", "192.0.2.7/32"),
+        (["--visitors", "::1", "--visitors", "ssh=10.0.0.0/8,192.0.2.7"], {}, "10.0.0.0/8, 192.0.2.7/32", "::1/128"),
+        ([], {"FASTRELAY_CLIENT_VISITORS": "ssh=10.0.0.0/8 ssh=::1"}, "10.0.0.0/8, ::1/128", None),
+        (["--visitors", "::1"], {"FASTRELAY_CLIENT_VISITORS": "10.0.0.0/8"}, "::1/128", "::1/128"),
+    ],
+)
+def test_who_may_visit(
+    ran: list[ClientConfig], arguments: list[str], environment: dict[str, str], ssh: str | None, web: str | None
+) -> None:
+    words = ["client", "relay.example", "--expose", "ssh=22", "--expose", "web=80", "--token", SECRET]
+    result = CliRunner().invoke(cli, [*words, "--loop", "asyncio", *arguments], env=environment)
+    assert result.exit_code == 0, result.output
+    found = {exposure.name: exposure.visitors for exposure in ran[0].exposures}
+    assert {name: None if visitors is None else str(visitors) for name, visitors in found.items()} == {
+        "ssh": ssh,
+        "web": web,
+    }
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_variable_does_not_let_everybody_in(
+    ran: list[ClientConfig], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("FASTRELAY_CLIENT_VISITORS", value)
+    monkeypatch.setattr(sys, "argv", ["fastrelay", "client", "relay.example", "--expose", "22", "--token", SECRET])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and not ran
 
 
 def test_as_a_module() -> None:

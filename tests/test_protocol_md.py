@@ -6,6 +6,7 @@ The vectors of the proof are in tests/test_auth.py.
 from __future__ import annotations
 
 import enum
+import json
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fastrelay.errors import Code
 from fastrelay.mux import credit, floods, pace, session
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
+from fastrelay.networks import Networks
 from fastrelay.wire import Kind
 from tests.support.pair import Clock, Side
 
@@ -90,6 +92,22 @@ def test_limits_in_the_text() -> None:
     assert session._ID_MARK == 2**32 * 3 // 4 and "three quarters of its ids" in section("6.2")
     assert f"ALPN protocol `{wire.ALPN}`" in section("2")
     assert f"This document is version {wire.VERSION}." in section("4.1")
+
+
+def test_the_examples_of_services() -> None:
+    text = section("5") + section("5.1")
+    said = [json.loads(example) for example in re.findall(r"`(\{.*?\})`", text)]
+    said += [
+        {"service": 1, "name": "x", **json.loads(f"{{{one}}}")} for one in re.findall(r"`(\"visitors\": .*?)`", text)
+    ]
+    forms = [wire.Expose if "name" in members else wire.Exposed for members in said]
+    assert len(said) == 4 and set(forms) == {wire.Expose, wire.Exposed}
+    for members, form in zip(said, forms, strict=True):
+        assert members.keys() <= set(form.__struct_fields__)
+        message = wire.unpack_json(json.dumps(members).encode(), form)
+        if isinstance(message, wire.Expose) and message.visitors:
+            assert Networks(message.visitors).texts == tuple(members["visitors"])
+    assert sum("visitors" in members for members in said) == 1
 
 
 def test_the_rules_of_windows() -> None:

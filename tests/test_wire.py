@@ -44,8 +44,15 @@ MESSAGES = st.one_of(
     st.builds(wire.RelayHello, version=U32, nonce=TEXT, agent=TEXT, features=st.lists(TEXT), settings=SETTINGS),
     st.builds(wire.Auth, key_id=TEXT, proof=TEXT, name=TEXT, instance=TEXT),
     st.builds(wire.Welcome, proof=TEXT, session=TEXT, host=TEXT),
-    st.builds(wire.Expose, service=U32, name=TEXT, kind=TEXT, port=st.integers(0, 65535)),
-    st.builds(wire.Exposed, service=U32, port=st.integers(0, 65535), error=TEXT, text=TEXT),
+    st.builds(
+        wire.Expose,
+        service=U32,
+        name=TEXT,
+        kind=TEXT,
+        port=st.integers(0, 65535),
+        visitors=st.lists(TEXT, max_size=3).map(tuple),
+    ),
+    st.builds(wire.Exposed, service=U32, port=st.integers(0, 65535), visitors=U32, error=TEXT, text=TEXT),
 )
 
 
@@ -143,7 +150,9 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(("service", "name", "port", "settings", "max_data", "x")), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(("service", "name", "port", "visitors", "settings", "max_data", "x")), inner, max_size=4
+        )
     ),
     max_leaves=8,
 )
@@ -157,6 +166,17 @@ JSON = st.recursive(
 @example(b'{"service":1,"name":"\xff"}', wire.Expose)
 def test_garbage_in_json(payload: bytes, form: type[msgspec.Struct]) -> None:
     assert refusal(lambda: wire.unpack_json(payload, form)) in (None, Code.PROTOCOL)
+
+
+def test_peers_that_do_not_know_visitors() -> None:
+    asked = wire.pack_json(wire.Expose(service=1, name="ssh", visitors=("192.0.2.0/24",)))
+    answered = wire.pack_json(wire.Exposed(service=1, port=20022, visitors=1))
+    for payload, known in ((asked, ("service", "name")), (answered, ("service", "port"))):
+        older = msgspec.defstruct("Older", [(name, str if name == "name" else int) for name in known])
+        assert msgspec.structs.astuple(msgspec.json.decode(payload, type=older))[0] == 1
+    assert wire.unpack_json(b'{"service":1,"name":"ssh"}', wire.Expose).visitors == ()
+    assert wire.unpack_json(b'{"service":1,"port":20022}', wire.Exposed).visitors == 0
+    assert b"visitors" not in wire.pack_json(wire.Expose(service=1, name="ssh"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Imports of what runs are inside the commands, so that help and mistakes answer a
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -132,6 +133,13 @@ def server(
 @cli.command()
 @click.argument("relay", envvar="FASTRELAY_RELAY")
 @_expose(required=True)
+@click.option(
+    "--visitors",
+    metavar="[NAME=]CIDR[,CIDR…]",
+    multiple=True,
+    show_envvar=True,
+    help="Networks that may visit the service NAME, or every service that has none of its own; everybody may if there are none. May be repeated.",
+)
 @click.option("--name", metavar="ID", show_envvar=True, help="Who this client is; the host name if not given.")
 @click.option(
     "--token",
@@ -155,6 +163,7 @@ def server(
 def client(
     relay: str,
     specs: tuple[str, ...],
+    visitors: tuple[str, ...],
     name: str | None,
     token: str | None,
     token_file: Path | None,
@@ -164,18 +173,26 @@ def client(
 ) -> None:
     """Expose services of this machine through RELAY: HOST[:PORT], [IPv6]:PORT, tls://… or, on this machine, tcp://…"""
     import socket
+    from dataclasses import replace
 
     from fastrelay.app import run_client
     from fastrelay.auth import Token
     from fastrelay.config import ClientConfig, host_name, parse_expose, parse_relay
+    from fastrelay.networks import assign
     from fastrelay.state import default_state
 
+    if not visitors and "FASTRELAY_CLIENT_VISITORS" in os.environ:
+        raise UsageError(
+            "FASTRELAY_CLIENT_VISITORS is set but empty, which would let everybody come: write it like 192.0.2.0/24, or unset it."
+        )
+    exposures = [parse_expose(spec) for spec in specs]
+    listed = assign(visitors, [exposure.name for exposure in exposures])
     secret = _token(token, token_file)
     Token.parse(secret)
     config = ClientConfig(
         relay=parse_relay(relay),
         token=secret,
-        exposures=tuple(parse_expose(spec) for spec in specs),
+        exposures=tuple(replace(exposure, visitors=listed.get(exposure.name)) for exposure in exposures),
         name=host_name(socket.gethostname()) if name is None else name,
         state=state or default_state("client"),
     )

@@ -220,7 +220,8 @@ class Client:
         self._asked = dict(enumerate(self.config.exposures, 1))
         self._served = {}
         for number, exposure in self._asked.items():
-            self._session.expose(wire.Expose(service=number, name=exposure.name, port=exposure.port))
+            visitors = exposure.visitors.texts if exposure.visitors is not None else ()
+            self._session.expose(wire.Expose(service=number, name=exposure.name, port=exposure.port, visitors=visitors))
         if self._stopping:
             self.drain()
 
@@ -295,8 +296,8 @@ class Client:
             raise ProtocolError(
                 Code.PROTOCOL, "EXPOSED for a service that was not asked for, or with a port that cannot be"
             )
-        if answer.error or not answer.port:
-            text = f"The relay does not expose {exposure.name}: {wire.text(answer.text.encode())}."
+        if refusal := _refusal(exposure, answer):
+            text = f"The relay does not expose {exposure.name}: {refusal}."
             if answer.service not in self._addresses:
                 self._fatal = StartError(text)
                 self._stopping = True
@@ -309,7 +310,7 @@ class Client:
         where = (self._host, answer.port)
         log.info(
             "tunnel.ready",
-            f"tcp://{join_host(*where)}  →  {exposure.target}",
+            f"tcp://{join_host(*where)}  →  {exposure.target}{f', for visitors from {exposure.visitors} only' if exposure.visitors else ''}",
             service=exposure.name,
             public=f"tcp://{join_host(*where)}",
             local=str(exposure.target),
@@ -369,3 +370,15 @@ class Client:
             text += f" ({kept_back} more like this.)"
         self._complaints[about] = (now, 0)
         log.warning(event, text, **fields)
+
+
+def _refusal(exposure: Exposure, answer: wire.Exposed) -> str:
+    """Half a sentence that says why the relay's answer is a no, "" if it is none."""
+    if answer.error or not answer.port:
+        return wire.text(answer.text.encode())
+    if exposure.visitors is not None and answer.visitors != len(exposure.visitors):
+        return (
+            "it does not confirm that only the visitors of --visitors may come, so it is older than this client; upgrade the relay, "
+            "or leave --visitors out and let everybody come"
+        )
+    return ""

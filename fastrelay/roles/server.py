@@ -22,6 +22,7 @@ from fastrelay.net.link import Core, Link, address
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import Identity, load_identity, make_identity, pins_of, server_context
+from fastrelay.networks import Networks
 from fastrelay.roles.registry import Registry
 from fastrelay.roles.visitors import Service
 from fastrelay.state import ServerState
@@ -229,10 +230,12 @@ class Tunnel:
         if answer.port:
             log.info(
                 "service.ready",
-                f"Visitors of port {answer.port} reach {request.name} of {self.name}.",
+                f"Visitors of port {answer.port}{' from ' if request.visitors else ''}{', '.join(request.visitors)} "
+                f"reach {request.name} of {self.name}.",
                 name=self.name,
                 service=request.name,
                 port=answer.port,
+                visitors=request.visitors,
             )
         else:
             log.warning(
@@ -276,6 +279,12 @@ class Tunnel:
             return refused("name-taken", f"this client already exposes a service {request.name!r}")
         if len(self.services) >= wire.MAX_SERVICES:
             return refused("limit", f"a client may expose {wire.MAX_SERVICES} services")
+        try:
+            visitors = Networks(request.visitors) if request.visitors else None
+        except ValueError:
+            return refused(
+                "bad-request", f"the visitors are not 1 to {wire.MAX_NETWORKS} networks in the form 192.0.2.0/24"
+            )
         server = self._server
         offer = server.registry.offer(self.name, request.name, request.port, time.time())
         if not offer.ports:
@@ -291,11 +300,11 @@ class Tunnel:
                 continue
             server.registry.grant(self.name, request.name, port)
             server.save_soon()
-            service = Service(self, request.service, request.name, server.runtime, sock)
+            service = Service(self, request.service, request.name, server.runtime, sock, visitors)
             self.services[request.service] = service
             if not server.runtime.full:
                 service.door.open()
-            return wire.Exposed(service=request.service, port=port)
+            return wire.Exposed(service=request.service, port=port, visitors=len(request.visitors))
         if request.port:
             return refused("port-taken", f"port {request.port} is in use by another program on the relay")
         return refused("no-port", f"all ports of {server.config.ports} are in use")

@@ -1,4 +1,7 @@
-"""The public ports of a relay, and who comes to them: each visitor becomes a stream of the tunnel whose service it is."""
+"""The public ports of a relay, and who comes to them: each visitor becomes a stream of the tunnel whose service it is.
+
+Where a service has a list of visitors, another class of connection asks it: one without a list asks nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,69 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
+from fastrelay import log
 from fastrelay.mux.stream import NOTHING
 from fastrelay.net.edge import Edge
 from fastrelay.net.link import address
 from fastrelay.net.listen import VisitorDoor
 from fastrelay.net.runtime import Runtime
+from fastrelay.networks import Networks
 
 if TYPE_CHECKING:
     from fastrelay.roles.server import Tunnel
 
+_DENIED_EVERY = 10.0
+"""Seconds from one line about the visitors that a service denied to the next: anybody can knock at will."""
+
 
 class Service:
-    """One public port of a client."""
+    """One public port of a client, for everybody, or for those in `visitors` (protocol.md section 5.1)."""
 
-    __slots__ = ("door", "name", "number", "tunnel")
+    __slots__ = ("_denied", "_last", "_loop", "_quiet", "door", "name", "number", "tunnel", "visitors")
 
-    def __init__(self, tunnel: Tunnel, number: int, name: str, runtime: Runtime, sock: socket.socket) -> None:
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        number: int,
+        name: str,
+        runtime: Runtime,
+        sock: socket.socket,
+        visitors: Networks | None = None,
+    ) -> None:
         self.tunnel = tunnel
         self.number = number
         self.name = name
-        self.door = VisitorDoor(runtime, sock, lambda: Visitor(runtime, self))
+        self.visitors = visitors
+        self._loop = runtime.loop
+        self._denied = 0  # since the last line
+        self._last = ""
+        self._quiet = False
+        make = Visitor if visitors is None else ListedVisitor
+        self.door = VisitorDoor(runtime, sock, lambda: make(runtime, self))
+
+    def deny(self, visitor: str) -> None:
+        """Tell of a visitor that was reset because it is not in the list; of many, only their number."""
+        self._denied += 1
+        self._last = visitor
+        if not self._quiet:
+            self._tell()
+
+    def _tell(self) -> None:
+        denied, self._denied = self._denied, 0
+        self._quiet = denied > 0
+        if not denied:
+            return
+        more = f" ({denied - 1} more like this.)" if denied > 1 else ""
+        log.warning(
+            "visitor.denied",
+            f"Refused visitor {self._last} of {self.name} of {self.tunnel.name}: it is not in the list of visitors.{more}",
+            service=self.name,
+            name=self.tunnel.name,
+            visitor=self._last,
+            rule="visitors",
+            count=denied,
+        )
+        self._loop.call_later(_DENIED_EVERY, self._tell)
 
 
 class Visitor(Edge):
@@ -46,3 +92,20 @@ class Visitor(Edge):
             self.refuse()
         else:
             self.join(stream, tunnel.link)
+
+
+class ListedVisitor(Visitor):
+    """A visitor of a service with a list: reset before there is a stream, if it is not in it."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        service = self._service
+        peer = transport.get_extra_info("peername")
+        if service.visitors is None or (peer is not None and peer[0] in service.visitors):
+            super().connection_made(transport)
+            return
+        Edge.connection_made(self, transport)
+        self.refuse()
+        if peer is not None:  # else it has gone before it could be asked
+            service.deny(address(peer))

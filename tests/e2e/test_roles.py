@@ -116,6 +116,41 @@ def test_several_exposures_of_one_client(server: Server, tmp_path: Path) -> None
         assert len(client.out) == 3, "one line for each exposure"
 
 
+def test_who_may_visit(tmp_path: Path) -> None:
+    """On a socket for both families an IPv4 visitor counts as IPv4."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        server = stack.enter_context(Server(tmp_path / "server", bind="[::]:0"))
+        relay = f"127.0.0.1:{server.address[1]}"
+        expose = [f"{name}={listener.getsockname()[1]}" for name in ("few", "one", "all")]
+        options = ("--visitors", "few=127.0.0.2/31,::1", "--visitors", "one=::1")
+        client = stack.enter_context(Client(relay, server.token(), tmp_path / "client", *options, expose=expose))
+        few, one, everybody = (port for _, port in client.addresses())
+        for port, host, source, admitted in (
+            (few, "127.0.0.1", "127.0.0.1", False),
+            (few, "127.0.0.1", "127.0.0.2", True),
+            (few, "127.0.0.1", "127.0.0.3", True),
+            (few, "127.0.0.1", "127.0.0.4", False),
+            (few, "::1", "::1", True),
+            (one, "127.0.0.1", "127.0.0.2", False),
+            (one, "::1", "::1", True),
+            (everybody, "127.0.0.1", "127.0.0.1", True),
+        ):
+            if not admitted:
+                with contextlib.suppress(ConnectionResetError), connect((host, port), source=source) as visitor:
+                    assert hang_up(visitor)
+                continue
+            with connect((host, port), source=source) as visitor, accept(listener) as target:
+                target.sendall(b"welcome")
+                assert exactly(visitor, 7) == b"welcome"
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        line = json.loads(server.logs("visitor.denied", "few"))
+        assert line["visitor"].startswith("127.0.0.1:") and line["service"] == "few" and line["rule"] == "visitors"
+        assert "few" not in server.logs("visitor.denied", "one")
+
+
 def test_several_clients_of_one_server(server: Server, tmp_path: Path) -> None:
     token = server.token()
     with contextlib.ExitStack() as stack:

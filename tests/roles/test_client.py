@@ -26,6 +26,7 @@ from fastrelay.net.dial import Dial, Resolver
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
+from fastrelay.networks import read
 from fastrelay.roles import client as client_module
 from fastrelay.roles.client import Client
 from fastrelay.state import ClientState
@@ -402,6 +403,55 @@ def test_a_port_that_cannot_be(run: Run, tmp_path: Path, port: int) -> None:
             assert not bench.reached
 
     run(main())
+
+
+def test_a_relay_that_confirms_the_visitors(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        asked: list[tuple[str, ...]] = []
+
+        def confirm(request: wire.Expose) -> wire.Exposed:
+            asked.append(request.visitors)
+            return wire.Exposed(service=request.service, port=20_001, visitors=len(request.visitors))
+
+        listed = Exposure("web", 0, Target(LOCALHOST, 1), read(["192.0.2.7", "2001:db8::/32"]))
+        async with client(tmp_path / "c", listed) as bench:
+            bench.relay.answer = confirm
+            await until(lambda: bench.reached, "it is reachable")
+            assert asked == [("192.0.2.7/32", "2001:db8::/32")]
+
+    run(main())
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, -2])
+def test_a_relay_that_does_not_confirm_the_visitors(run: Run, tmp_path: Path, trap: Trap, number: int) -> None:
+    async def main() -> None:
+        listed = Exposure("web", 0, Target(LOCALHOST, trap.port), read(["192.0.2.7", "2001:db8::/32"]))
+        async with client(tmp_path / "c", listed) as bench:
+            bench.relay.answer = lambda request: wire.Exposed(service=1, port=20_001, visitors=number)
+            told = await bench.verdict()
+            assert "does not expose web" in told and "upgrade the relay" in told and not bench.reached
+
+    run(main())
+    assert not trap.dialled
+
+
+def test_a_relay_that_is_older_after_a_restart(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, trap: Trap
+) -> None:
+    async def main() -> None:
+        listed = Exposure("web", 0, Target(LOCALHOST, trap.port), read(["192.0.2.7"]))
+        async with client(tmp_path / "c", listed) as bench:
+            bench.relay.answer = lambda request: wire.Exposed(service=1, port=20_001, visitors=1)
+            await until(lambda: bench.reached, "it is reachable")
+            bench.relay.answer = lambda request: wire.Exposed(service=1, port=20_001)
+            bench.relay.drop()
+            await until(lambda: events(caplog, "service.refused"), "it was told")
+            tap = bench.relay.open()
+            await until(lambda: tap.code is Code.NO_SERVICE, "nobody comes through")
+            assert not trap.dialled and not bench.running.done()
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
 
 
 def test_dials_are_limited_and_the_others_wait(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,21 +85,28 @@ class RelayBench:
         return peer, answer
 
     async def expose(
-        self, peer: Peer, number: int = 1, name: str = "", port: int = 0, kind: str = "tcp"
+        self,
+        peer: Peer,
+        number: int = 1,
+        name: str = "",
+        port: int = 0,
+        kind: str = "tcp",
+        visitors: tuple[str, ...] = (),
     ) -> wire.Exposed:
-        request = wire.Expose(service=number, name=name or f"s{number}", kind=kind, port=port)
+        request = wire.Expose(service=number, name=name or f"s{number}", kind=kind, port=port, visitors=visitors)
         await peer.send(wire.frame(Kind.EXPOSE, 0, wire.pack_json(request)))
         answer = wire.unpack_json((await peer.frame(Kind.EXPOSED)).payload, wire.Exposed)
         assert answer.service == number
         assert bool(answer.port) is not bool(answer.error) and bool(answer.text) is bool(answer.error)
         return answer
 
-    async def visit(self, port: int, holds: int = 0) -> Local:
+    async def visit(self, port: int, holds: int = 0, source: str = LOCALHOST) -> Local:
         loop = asyncio.get_running_loop()
         sock = socket.socket()
         if holds:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, holds)
         sock.setblocking(False)
+        sock.bind((source, 0))
         local = Local(sock)
         self.locals.append(local)
         await loop.sock_connect(sock, (LOCALHOST, port))
