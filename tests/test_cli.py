@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -16,6 +21,22 @@ from fastrelay.config import ClientConfig
 from fastrelay.errors import StartError
 
 SECRET = "fr1.k3yID_-0.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `fastrelay client` and `fastrelay server` would run with; they end at once instead."""
+    configs: list[Any] = []
+
+    async def run(config: object, *_: object) -> None:
+        configs.append(config)
+
+    monkeypatch.setattr(app, "run_client", run)
+    monkeypatch.setattr(app, "run_server", run)
+    monkeypatch.setattr("fastrelay.console.set_up_logging", lambda: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+    return configs
 
 
 def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
@@ -58,6 +79,96 @@ def test_help(command: tuple[str, ...], words: tuple[str, ...], flag: str) -> No
 
 def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert fastrelay(capsys, monkeypatch, "--version") == (0, f"fastrelay, version {__version__}\n", "")
+
+
+# --- options and their variables ----------------------------------------------------------------------------------------
+
+WITHOUT_VARIABLE: dict[str, str] = {
+    "fastrelay --version": "images set FASTRELAY_VERSION, and mean something else",
+}
+"""Options without an environment variable, and why."""
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def options() -> Iterator[tuple[str, click.Option, click.Context]]:
+    """Every option of every command, as in `fastrelay token show --state`."""
+
+    def walk(command: click.Command, parent: click.Context | None, name: str) -> Iterator[Any]:
+        context = click.Context(command, parent, name, **command.context_settings)
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                yield f"{context.command_path} {parameter.opts[0]}", parameter, context
+        if isinstance(command, click.Group):
+            for inner in command.commands.values():
+                yield from walk(inner, context, str(inner.name))
+
+    return walk(cli, None, "fastrelay")
+
+
+OPTIONS = {name: (option, context) for name, option, context in options()}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_a_variable_or_a_reason(name: str) -> None:
+    option, context = OPTIONS[name]
+    shown = (option.get_help_record(context) or ("", ""))[1]
+    assert option.help, "help says what it is for"
+    if name in WITHOUT_VARIABLE:
+        assert option.envvar is None and not option.allow_from_autoenv
+        return
+    variable = option.envvar or f"{context.auto_envvar_prefix}_{option.opts[0].strip('-').replace('-', '_').upper()}"
+    assert f"env var: {variable}" in shown, "show_envvar=True, or a reason in WITHOUT_VARIABLE"
+    value = "anything" if not option.is_flag else "1"
+    assert option.resolve_envvar_value(context) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(str(variable), value)
+        assert option.resolve_envvar_value(context) == value
+
+
+def test_reasons_are_for_options_that_exist() -> None:
+    assert WITHOUT_VARIABLE.keys() <= OPTIONS.keys()
+
+
+def test_a_variable_that_images_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRELAY_VERSION", "0.1.0")
+    result = CliRunner().invoke(cli, ["server", "--help"])
+    assert result.exit_code == 0 and "Run the relay" in result.output
+
+
+def test_readme_names_what_there_is() -> None:
+    said = re.findall(r"`fastrelay ([a-z][^`]*)`", README)
+    assert said
+    for words in said:
+        context = "fastrelay"
+        command: click.Command = cli
+        for word in words.split():
+            if isinstance(command, click.Group):
+                context, command = f"{context} {word}", command.commands[word]
+            elif word.startswith("--"):
+                assert f"{context} {word}" in OPTIONS, words
+    variables = {option.envvar for option, _ in OPTIONS.values()} | {"FASTRELAY_RELAY"}
+    for variable in re.findall(r"FASTRELAY_[A-Z_]+", README):
+        assert variable in variables, variable
+
+
+README_LINES = [
+    line.strip().removeprefix("$ ") for line in re.findall(r"^ {4,}(?:\$ )?fastrelay .*$", README, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("line", [line for line in README_LINES if re.match(r"fastrelay [a-z]+( |$)", line)])
+def test_readme_shows_what_can_be_typed(
+    ran: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str
+) -> None:
+    for _, context in OPTIONS.values():
+        if context.command_path not in ("fastrelay", "fastrelay server", "fastrelay client"):
+            monkeypatch.setattr(context.command, "callback", lambda **_: ran.append(None))
+    words = shlex.split(re.sub(r"fr1\.\S+", SECRET, line), comments=True)[1:]
+    environment = {"FASTRELAY_RELAY": "relay.example", "FASTRELAY_TOKEN": SECRET, "XDG_STATE_HOME": str(tmp_path)}
+    result = CliRunner().invoke(cli, words, env=environment)
+    assert result.exit_code == 0, result.output
+    assert len(ran) == 1
 
 
 @pytest.mark.parametrize(
@@ -122,21 +233,6 @@ def test_without_uvloop(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert _loop_factory("asyncio") is None
     with pytest.raises(StartError, match="pip install uvloop"):
         _loop_factory("uvloop")
-
-
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[ClientConfig]:
-    """What `fastrelay client` would run with; it ends at once instead."""
-    configs: list[ClientConfig] = []
-
-    async def run_client(config: ClientConfig, *_: object) -> None:
-        configs.append(config)
-
-    monkeypatch.setattr(app, "run_client", run_client)
-    monkeypatch.setattr("fastrelay.console.set_up_logging", lambda: None)
-    monkeypatch.setattr("gc.freeze", lambda: None)
-    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
-    return configs
 
 
 def test_the_token_comes_from_where_it_is_told(ran: list[ClientConfig], tmp_path: Path) -> None:

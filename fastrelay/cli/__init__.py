@@ -30,7 +30,7 @@ _START = time.monotonic()
 
 
 @click.group(context_settings={"auto_envvar_prefix": "FASTRELAY", "help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="fastrelay")
+@click.version_option(__version__, prog_name="fastrelay", allow_from_autoenv=False)  # images set FASTRELAY_VERSION
 def cli() -> None:
     """Reach services behind NAT through a machine with an address.
 
@@ -61,10 +61,10 @@ _audit = click.option(
 def _expose(required: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return click.option(
         "--expose",
-        "specs",
         metavar="SPEC",
         multiple=True,
         required=required,
+        show_envvar=True,
         help="What visitors reach: [NAME=][tcp://][PUBLIC:][HOST:]PORT or [NAME=][PUBLIC:]unix:/path. May be repeated.",
     )
 
@@ -162,7 +162,7 @@ def server(
 @_loop
 def client(
     relay: str,
-    specs: tuple[str, ...],
+    expose: tuple[str, ...],
     visitors: tuple[str, ...],
     name: str | None,
     token: str | None,
@@ -185,7 +185,7 @@ def client(
         raise UsageError(
             "FASTRELAY_CLIENT_VISITORS is set but empty, which would let everybody come: write it like 192.0.2.0/24, or unset it."
         )
-    exposures = [parse_expose(spec) for spec in specs]
+    exposures = [parse_expose(spec) for spec in expose]
     listed = assign(visitors, [exposure.name for exposure in exposures])
     secret = _token(token, token_file)
     Token.parse(secret)
@@ -202,12 +202,12 @@ def client(
 @cli.command()
 @_expose(required=False)
 @_loop
-def demo(specs: tuple[str, ...], loop: str) -> None:
+def demo(expose: tuple[str, ...], loop: str) -> None:
     """Relay and client in one process on this machine: the whole way of a byte, in one command."""
     from fastrelay.app import run_demo
     from fastrelay.config import parse_expose
 
-    exposures = tuple(parse_expose(spec) for spec in specs)
+    exposures = tuple(parse_expose(spec) for spec in expose)
 
     def reachable(exposure: Exposure, host: str, port: int) -> None:
         if not exposures:

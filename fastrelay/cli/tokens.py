@@ -24,9 +24,16 @@ def token() -> None:
     "--cert",
     type=click.Path(path_type=Path),
     envvar="FASTRELAY_SERVER_CERT",
+    show_envvar=True,
     help="The certificate that the relay is given, if any.",
 )
-@click.option("--key", type=click.Path(path_type=Path), envvar="FASTRELAY_SERVER_KEY", help="The key of --cert.")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    envvar="FASTRELAY_SERVER_KEY",
+    show_envvar=True,
+    help="The key of --cert.",
+)
 def show(state: Path | None, cert: Path | None, key: Path | None) -> None:
     """Print the first token: whoever has it may expose services on this relay."""
     from fastrelay.net.tls import load_identity, pins_of
