@@ -237,6 +237,8 @@ class ClientLogin:
             raise ProtocolError(Code.UNAUTHORIZED, _IMPOSTOR)
         if not (welcome.session + welcome.host).isprintable():  # both are shown to people
             raise ProtocolError(Code.PROTOCOL, "session or host in WELCOME is not printable")
+        if welcome.host and not config.is_host(welcome.host):  # people copy it into commands
+            raise ProtocolError(Code.PROTOCOL, "the host in WELCOME is not a host name or address")
         return welcome
 
 

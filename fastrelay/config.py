@@ -48,6 +48,14 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
+def is_host(text: str) -> bool:
+    """Whether `text` is a host name or address in the form that sockets take; an address of IPv6 has no brackets."""
+    try:
+        return _host(text) == text
+    except ValueError:
+        return False
+
+
 def host_name(raw: str) -> str:
     """A legal client name made from the name of a machine; "client" if nothing of it is left."""
     return _legal(raw)[:_NAME_LENGTH].rstrip("._-") or "client"

@@ -337,6 +337,27 @@ def test_the_clients_own_proof_is_not_the_relays() -> None:
     refused(Code.UNAUTHORIZED, lambda: one.welcome(json.dumps({"proof": auth["proof"], "session": "s"}).encode()))
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "relay.example.com -oProxyCommand=x", "-oProxyCommand=x", "x;id", "$(id)", "`id`", "a b", "[::1]", "relay:22", "a/b", "Relay",
+        "x" * 254,
+    ],
+)  # fmt: skip
+def test_host_that_would_spoil_a_command(host: str) -> None:
+    one, other = client(), relay()
+    other.auth(one.auth(other.hello(one.hello())))
+    payload = other.welcome("s", host)
+    refused(Code.PROTOCOL, lambda: one.welcome(payload))
+
+
+@pytest.mark.parametrize("host", ["relay.example.com", "localhost", "192.0.2.7", "2001:db8::7", "fe80::1%eth0"])
+def test_hosts_that_are_hosts(host: str) -> None:
+    one, other = client(), relay()
+    other.auth(one.auth(other.hello(one.hello())))
+    assert one.welcome(other.welcome("s", host)).host == host
+
+
 def test_host_that_would_spoil_a_terminal() -> None:
     one, other = client(), relay()
     other.auth(one.auth(other.hello(one.hello())))
