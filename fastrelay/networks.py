@@ -89,7 +89,7 @@ def assign(specs: Iterable[str], services: Sequence[str]) -> dict[str, Networks]
             lists.setdefault(name, []).extend(networks.split(","))
             read(lists[name])
         except ValueError as why:
-            raise UsageError(f"The visitors {spec!r} are not understood: {why}; {_RIGHT}.") from None
+            raise UsageError(f"The visitors {spec!r} are not understood: {why}.") from None
     found = {service: lists.get(service) or lists.get("") for service in services}
     return {service: read(texts) for service, texts in found.items() if texts}
 
@@ -104,14 +104,16 @@ def _network(text: str) -> _Network:
     else:
         if "%" not in text and (not slash or prefix.isdigit()):
             return _plain_network(network)
-        raise ValueError(f"{text!r} is not a network in the form ADDRESS/BITS")
+        raise ValueError(f"{text!r} is not a network in the form ADDRESS/BITS; {_RIGHT}")
     if not text:
-        raise ValueError("a network is missing")
+        raise ValueError(f"a network is missing; {_RIGHT}")
     try:
         around = _plain_network(ipaddress.ip_network(text, strict=False))
     except ValueError:
-        raise ValueError(f"{text!r} is not a network or address") from None
-    raise ValueError(f"{text!r} has bits set behind its prefix: {address} is one address, and the network is {around}")
+        raise ValueError(f"{text!r} is not a network or address; {_RIGHT}") from None
+    raise ValueError(
+        f"{text!r} is one address of a larger network; write {address} for that one alone, or {around} for all of them"
+    )
 
 
 def _plain(address: _Address) -> _Address:

@@ -98,9 +98,9 @@ def test_read(text: str, canonical: str) -> None:
     ("text", "why"),
     [
         ("", "a network is missing"),
-        ("10.0.0.1/8", "'10.0.0.1/8' has bits set behind its prefix: 10.0.0.1 is one address, and the network is 10.0.0.0/8"),
-        ("2001:db8::1/32", "2001:db8::1 is one address, and the network is 2001:db8::/32"),
-        ("::ffff:10.0.0.1/104", "the network is 10.0.0.0/8"),
+        ("10.0.0.1/8", "'10.0.0.1/8' is one address of a larger network; write 10.0.0.1 for that one alone, or 10.0.0.0/8 for all"),
+        ("2001:db8::1/32", "write 2001:db8::1 for that one alone, or 2001:db8::/32 for all"),
+        ("::ffff:10.0.0.1/104", "or 10.0.0.0/8 for all"),
         ("10.0.0.0/33", "is not a network or address"),
         ("10.0.0.0/-1", "is not a network or address"),
         ("10.0.0.0/", "is not a network or address"),
@@ -154,8 +154,8 @@ def test_assign() -> None:
         (["=10.0.0.0/8"], "'', which is not exposed"),
         (["ssh="], "a network is missing"),
         ([""], "a network is missing"),
-        (["10.0.0.0/8,"], "a network is missing"),
-        (["ssh=10.0.0.1/8"], "the network is 10.0.0.0/8; write it like 192.0.2.0/24"),
+        (["10.0.0.0/8,"], "a network is missing; write it like 192.0.2.0/24"),
+        (["ssh=10.0.0.1/8"], "or 10.0.0.0/8 for all of them."),
         ([f"ssh=10.0.{n}.0/24" for n in range(65)], "65 networks are more than 64"),
     ],
 )
