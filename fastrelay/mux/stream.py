@@ -371,6 +371,12 @@ class Stream:
         elif not self.queued and self.recv in _RECV_END:
             self._settle()
 
+    def cover(self, size: int) -> bool:
+        """Early data count as the window (protocol.md 8.3): borrow until it has `size` bytes; whether the pool had enough."""
+        if size > self.window:
+            self.window += self.session.pool.take(size - self.window)
+        return size <= self.window
+
     def credit(self) -> bytes:
         """The WINDOW frame that is due."""
         return window_frame(self.id, self.recv_limit, self.received - self.queued)

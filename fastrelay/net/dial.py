@@ -99,23 +99,32 @@ class Dial:
         stream.attach(self)
         self._task = runtime.spawn(runtime.loop.create_task(self._dial()))
         # Not at the end of the task's own code: a task that is cancelled before its first step runs none of it.
-        self._task.add_done_callback(lambda _: self._done(self._code, self._error))
+        self._task.add_done_callback(self._over)
 
     def deliver(self, piece: memoryview) -> None:
         self._early += piece
         self._stream.queued = len(self._early)
+        if not self._stream.cover(len(self._early)):
+            self._failed(Code.LIMIT, OSError(errno.ENOBUFS, "no room for early data"))
+            self._early.clear()
+            self._task.cancel()
 
     def on_fin(self) -> None:
         self._fin = True
 
     def on_reset(self, code: Code) -> None:
         """What came before the reset is still delivered, if the target is there in time; without early data nobody waits for it."""
-        self._stream.detach()
-        if not self._early or self._reset is not None:
+        if not self._early:
+            self._stream.detach()
             self._task.cancel()
             return
-        self._reset = code
+        self._reset = code  # the stream keeps its share of the pool for as long as its early data are kept
         self._runtime.loop.call_later(RESET_DRAIN, self._task.cancel)
+
+    def _over(self, _: asyncio.Task[None]) -> None:
+        if self._reset is not None:
+            self._stream.detach()
+        self._done(self._code, self._error)
 
     def on_lost(self) -> None:
         self._task.cancel()

@@ -63,6 +63,7 @@ class Client:
         self._session: Session | None = None
         self._host = ""
         self._dials = asyncio.Semaphore(wire.MAX_DIALS)
+        self._dialling = 0  # those that wait for their turn as well
         self._once = False  # a session has stood: what failed since is transient until proved otherwise
         self._over = asyncio.Event()  # the current link is gone
         self._retry = asyncio.Event()
@@ -250,6 +251,9 @@ class Client:
                 visitor=request.visitor,
             )
             return
+        if self._dialling >= wire.MAX_STREAMS:
+            stream.reset(Code.LIMIT)  # a dial outlives a stream that is reset at once: they are bounded by themselves
+            return
         if self.runtime.full:
             stream.reset(Code.LIMIT)
             self._complain(
@@ -260,6 +264,7 @@ class Client:
             )
             return
         target = exposure.target
+        self._dialling += 1
         Dial(
             self.runtime,
             self._resolver,
@@ -271,6 +276,7 @@ class Client:
         )
 
     def _dialled(self, target: Target, visitor: str, code: Code, error: OSError | None) -> None:
+        self._dialling -= 1
         if code in (Code.NO_ERROR, Code.CANCEL):
             return
         what = {

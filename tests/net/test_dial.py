@@ -120,6 +120,37 @@ def test_more_early_data_than_the_target_takes_at_once(run: Run) -> None:
     run(main())
 
 
+def test_early_data_are_within_the_pool(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is above the floor of a window is borrowed; a stream for which nothing is left is refused, alone."""
+    monkeypatch.setattr(dial_module, "RESET_DRAIN", 0.1)
+
+    async def main() -> None:
+        async with Bench() as bench:
+            pool = bench.session.pool
+            pool.limit = wire.EARLY
+            client = Client(bench, nobody())
+            client.limit = asyncio.Semaphore(0)  # no target is ever reached
+            await bench.peer.send(pair.open_(1), pair.open_(3), pair.data(1, bytes(wire.EARLY)))
+            await bench.peer.send(pair.data(3, bytes(wire.WINDOW_FLOOR)))
+            await until(lambda: client.streams[1:] and client.streams[1].received, "all has arrived")
+            assert pool.used == pool.limit and not client.done
+            await bench.peer.send(pair.data(3, b"x"))
+            answer = await bench.peer.frame(Kind.RESET)
+            assert (answer.stream, int.from_bytes(answer.payload, "big")) == (3, Code.LIMIT)
+            await until(lambda: client.done, "the end was told")
+            assert client.done[0][0] is Code.LIMIT
+            await bench.peer.send(pair.reset(3))
+
+            # Reset behind its early data: they are kept for a while, and counted for as long.
+            await bench.peer.send(pair.reset(1))
+            await until(lambda: 1 not in bench.session.streams, "the stream is forgotten")
+            assert pool.used >= wire.EARLY - wire.WINDOW_FLOOR
+            await until(lambda: len(client.done) == 2, "the end was told")
+            assert (pool.used, client.done[1]) == (0, (Code.CANCEL, None))
+
+    run(main())
+
+
 def test_refused(run: Run) -> None:
     async def main() -> None:
         async with Bench() as bench:
