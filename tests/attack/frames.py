@@ -122,6 +122,11 @@ class Splitter:
     def __init__(self) -> None:
         self._raw = bytearray()
 
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that is not whole yet."""
+        return len(self._raw)
+
     def feed(self, chunk: bytes) -> list[Frame]:
         raw = self._raw
         raw += chunk

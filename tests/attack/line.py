@@ -140,6 +140,11 @@ class Line:
             self.until(before + 1, Kind.PONG, 5)
         return self.heard[Kind.PONG] > before
 
+    @property
+    def pending(self) -> int:
+        """Bytes of half a frame that came last."""
+        return self._splitter.pending
+
     # --- ends ----------------------------------------------------------------------------------------------------------
 
     def half_close(self) -> None:
