@@ -66,12 +66,13 @@ class PinError(FastrelayError):
 
 
 class ProtocolError(FastrelayError):
-    """The other side broke a rule of protocol.md. Only `net.link` turns it into a goodbye."""
+    """The other side broke a rule of protocol.md. Only `net.link` turns it into a goodbye. `fields` are for the log."""
 
-    def __init__(self, code: Code, text: str) -> None:
+    def __init__(self, code: Code, text: str, **fields: object) -> None:
         super().__init__(text)
         self.code = code
         self.text = text
+        self.fields = fields
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.text}"

@@ -42,7 +42,8 @@ def audited() -> bool:
 
 
 def record(level: int, event: str, text: str, **fields: object) -> logging.LogRecord:
-    """An event that is not said yet."""
+    """An event that is not said yet. A field that is None is left out."""
+    fields = {name: value for name, value in fields.items() if value is not None}
     # The text is no %-format, for it holds what strangers sent: without arguments logging leaves it alone. Nor is the caller looked for.
     return LOGGER.makeRecord(LOGGER.name, level, "", 0, text, (), None, extra={"event": event, "fields": fields})
 

@@ -321,5 +321,19 @@ class Key(Verifier, frozen=True):
         return min(most, self.grant.max_streams or most)
 
 
+def standing(admitted: Key, current: Key | None, now: float) -> Refusal | None:
+    """Why a session that was admitted with one key must end, where the relay has `current` for its key id now; `now` is unix time.
+
+    The rule `changed` alone lets it come again.
+    """
+    if current is None or not admitted.same_token(current):
+        return Refusal(
+            "revoked", f"the token {admitted.label!r} was revoked or replaced on the relay; use one that is valid there"
+        )
+    if not admitted.grant.same_but_time(current.grant):
+        return Refusal("changed", f"the token {current.label!r} grants something else from now on; connect again")
+    return current.expired(now)
+
+
 def _listed(what: str, patterns: tuple[str, ...]) -> str:
     return f"{what} named {' or '.join(patterns)}" if patterns else f"no {what} at all"

@@ -80,7 +80,7 @@ def test_readme_lists_every_event() -> None:
 def test_an_event_is_a_record_with_its_level_name_and_fields(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(log.NOTE, "fastrelay"):
         log.note("one.event", "100 % of %s", port=1)
-        log.info("two.event", "b")
+        log.info("two.event", "b", nothing=None)
         log.warning("three.event", "c")
         log.error("four.event", "d", port=2)
     assert [(r.levelname, vars(r)["event"], r.getMessage(), vars(r)["fields"]) for r in caplog.records] == [

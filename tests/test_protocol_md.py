@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrelay import wire
+from fastrelay import roles, wire
 from fastrelay.errors import Code
 from fastrelay.mux import credit, floods, pace, session
 from fastrelay.mux.decoder import Decoder
@@ -130,6 +130,13 @@ def test_the_rules_of_windows() -> None:
     assert f"as the path takes in {ms(pace._UNSENT_TIME)}, from {pace.LEAST} to {pace.UNSENT_MOST};" in text
     assert f"what the path takes in {ms(pace._FRAME_TIME)}, but at least {pace.LEAST} bytes" in text
     assert f"and at most {pace.SHARED_FRAME} as long as several streams move" in text
+
+
+def test_errors_of_expose() -> None:
+    rooms = Path(roles.__file__).parent
+    code = "".join((rooms / name).read_text(encoding="utf-8") for name in ("server.py", "registry.py"))
+    said = re.findall(r'(?:refused\(\s*|Offer\(\(\), )"([a-z-]+)"', code)
+    assert {error for error, _ in table("5")[1]} == set(said)
 
 
 def test_what_is_charged() -> None:

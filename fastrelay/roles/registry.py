@@ -5,28 +5,31 @@ Invariants: a name and a port have at most one owner; what is reserved for someb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import NamedTuple
 
-from fastrelay.config import PortRange
 from fastrelay.errors import Code, ProtocolError
+from fastrelay.policy import Allowed
 from fastrelay.state import Reservation
-from fastrelay.wire import RESERVED_TIME
+from fastrelay.wire import MAX_SERVICES, RESERVED_TIME
 
 
 class Offer(NamedTuple):
-    """Which ports to try, in this order; or, when there are none, the error of protocol.md section 5 and a sentence."""
+    """Which ports to try, in this order, as long as nothing else has changed; or, when there are none, the error of protocol.md section 5,
+    a sentence, and the rule of the token that said no, if one did.
+    """
 
-    ports: list[int]
+    ports: Iterable[int]
     error: str = ""
     text: str = ""
+    rule: str = ""
 
 
 class Registry:
-    """`ports` is what this relay gives out; `reservations` is what was saved. Times are wall-clock seconds: they outlive the process."""
+    """`reservations` is what was saved. Times are wall-clock seconds: they outlive the process."""
 
-    def __init__(self, ports: PortRange, reservations: Mapping[str, Reservation]) -> None:
-        self._ports = ports
+    def __init__(self, reservations: Mapping[str, Reservation]) -> None:
         self._reserved = dict(reservations)  # by name, of those who are here as well
         self._here: dict[str, object] = {}  # name -> whoever claimed it
         self._owner: dict[int, str] = {}  # port -> name, for every reserved port
@@ -63,35 +66,42 @@ class Registry:
 
     # --- ports ---------------------------------------------------------------------------------------------------------
 
-    def offer(self, name: str, service: str, wanted: int, now: float) -> Offer:
-        """The ports that this name may have for this service. `wanted` 0 is any: the one it had, then the next free ones."""
+    def offer(self, name: str, service: str, wanted: int, allowed: Allowed, now: float) -> Offer:
+        """The ports that this name may have for this service, of those that its token gives.
+
+        `wanted` 0 is any: the one it had, then the next free ones.
+        """
         self._expire(now)
         if wanted:
-            if wanted not in self._ports:
-                return Offer([], "port-range", f"port {wanted} is not one of {self._ports}, which this relay gives out")
+            if refusal := allowed.refusal(wanted):
+                return Offer((), "not-granted", refusal.text, refusal.rule)
             owner = self._owner.get(wanted)
             if owner is None or owner == name:  # one's own moves from a service that is no longer exposed
-                return Offer([wanted])
+                return Offer((wanted,))
             if owner in self._here:
-                return Offer([], "port-taken", f"port {wanted} is in use by the client {owner!r}")
-            return Offer([], "port-reserved", f"port {wanted} is reserved for the client {owner!r}, which is away")
-        had = self._reserved[name].ports.get(service)
-        free = [port for port in self._ports if port not in self._owner]
-        if had is not None and had in self._ports:
-            return Offer([had, *free])
-        if not free:
-            return Offer([], "no-port", f"all ports of {self._ports} are in use or reserved")
-        return Offer(free)
+                return Offer((), "port-taken", f"port {wanted} is in use by the client {owner!r}")
+            return Offer((), "port-reserved", f"port {wanted} is reserved for the client {owner!r}, which is away")
+        free = (port for port in allowed if port not in self._owner)
+        had = self._reserved[name].ports.get(service, 0)
+        first = had if self._owner.get(had) == name and not allowed.refusal(had) else next(free, None)
+        if first is not None:
+            return Offer(chain((first,), free))
+        if next(iter(allowed), None) is None:
+            refusal = allowed.nothing()
+            return Offer((), "not-granted", refusal.text, refusal.rule)
+        return Offer((), "no-port", f"all of {allowed} are in use or reserved")
 
     def grant(self, name: str, service: str, port: int) -> None:
-        """The port is bound: it belongs to this service of this name from now on."""
+        """The port is bound: it belongs to this service of this name from now on. Of a name the last MAX_SERVICES ports are kept."""
         reservation = self._reserved[name]
         before = reservation.ports.get(service)
         if before is not None and before != port:
             self._owner.pop(before, None)
         self._owner[port] = name
-        others = {other: kept for other, kept in reservation.ports.items() if kept != port}
-        self._reserved[name] = Reservation(reservation.instance, reservation.seen, {**others, service: port})
+        ports = {other: kept for other, kept in reservation.ports.items() if other != service and kept != port}
+        if len(ports) >= MAX_SERVICES:  # not one of this session, which has fewer services
+            self._owner.pop(ports.pop(next(iter(ports))), None)
+        self._reserved[name] = Reservation(reservation.instance, reservation.seen, {**ports, service: port})
 
     # --- what is kept --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ import secrets
 import ssl
 import time
 
+import msgspec
+
 from fastrelay import __version__, log, wire
 from fastrelay.auth import RelayLogin
 from fastrelay.config import NAME, ServerConfig, join_host
@@ -23,12 +25,15 @@ from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import Identity, load_identity, make_identity, pins_of, server_context
 from fastrelay.networks import Networks
+from fastrelay.policy import Key
+from fastrelay.roles.keyring import Keyring
 from fastrelay.roles.registry import Registry
 from fastrelay.roles.visitors import Service
 from fastrelay.state import ServerState
 
 _SAVE_AFTER = 0.2
 _SEEN_EVERY = 3600.0
+_FULL_EVERY = 10.0
 
 
 class Server:
@@ -41,21 +46,17 @@ class Server:
         self.runtime.on_room = self._room
         self.settings = wire.Settings()
         self.identity: Identity | None = None if config.plaintext else _identity(config, state)
-        self.registry = Registry(config.ports, state.reservations())
+        self.registry = Registry(state.reservations())
+        self.port = 0  # for tunnels; once started
         self._state = state
         self._door: TunnelDoor | None = None
         self._links: set[Link] = set()  # those in their greeting as well
         self._tunnels: dict[Link, Tunnel] = {}
+        self.keyring = Keyring(self.runtime.loop, state, self._tunnels.values)
         self._seen: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
         self._draining = False
         self._ended = asyncio.Event()  # a link has ended while we drain
-
-    @property
-    def port(self) -> int:
-        """The port for tunnels."""
-        assert self._door is not None
-        return self._door.port
 
     def token(self) -> str:
         """The first token's text, "" if it is no longer kept."""
@@ -72,6 +73,8 @@ class Server:
             raise StartError(f"Cannot listen on {where}: {_why(error)}. Choose another address with --bind.") from None
         context = None if self.identity is None else server_context(self.identity)
         self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), self._failed)
+        self.port = self._door.port
+        self.keyring.start()
         self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
 
     async def drain(self) -> None:
@@ -105,6 +108,7 @@ class Server:
         await asyncio.sleep(0)  # visitors' transports end one turn after their tunnel
         if self._seen is not None:
             self._seen.cancel()
+        self.keyring.close()
         self._save()
         await self.runtime.close()
         self._state.close()
@@ -144,7 +148,18 @@ class Server:
     def _failed(self, peer: object, error: Exception | None, first: bytes = b"") -> None:
         """A connection to the tunnel port that did not become a session: one line, whatever it was."""
         who = address(peer) if isinstance(peer, tuple) else str(peer)
-        log.warning("client.refused", f"Refused {who}: {_explain(error, first)}.", client=who)
+        broken = error if isinstance(error, ProtocolError) else None
+        known = broken.fields if broken is not None else {}
+        log.warning(
+            "client.refused",
+            f"Refused {who}: {_explain(error, first)}.",
+            client=who,
+            code=broken.code.name if broken is not None else None,
+            name=known.get("name"),
+            token=known.get("token"),
+            key_id=known.get("key_id"),
+            rule=known.get("rule"),
+        )
 
     # --- descriptors ---------------------------------------------------------------------------------------------------
 
@@ -190,6 +205,8 @@ class Tunnel:
     """One client that is here: the owner of its session."""
 
     session: Session
+    key: Key
+    """What it was admitted with."""
 
     def __init__(self, server: Server, link: Link) -> None:
         self._server = server
@@ -197,6 +214,7 @@ class Tunnel:
         self.name = ""
         self.services: dict[int, Service] = {}
         self._theirs = wire.Settings()
+        self._told_full = -_FULL_EVERY
 
     # --- the greeting --------------------------------------------------------------------------------------------------
 
@@ -204,9 +222,11 @@ class Tunnel:
         server = self._server
         if server._draining:
             raise ProtocolError(Code.SHUTDOWN, "the relay is going down")
-        old = server.registry.claim(auth.name, auth.instance, self, time.time())
+        now = time.time()
+        self.key = server.keyring.admit(auth, now)
+        old = server.registry.claim(auth.name, auth.instance, self, now)
         self.name = auth.name
-        self._theirs = theirs
+        self._theirs = msgspec.structs.replace(theirs, max_streams=self.key.streams(theirs.max_streams))
         if isinstance(old, Tunnel):
             old.supersede()
         return secrets.token_urlsafe(6), server.config.advertise
@@ -216,7 +236,12 @@ class Tunnel:
         self.session = link.begin(self, dialer=False, ours=self._server.settings, theirs=self._theirs)
         self._server.admitted(link, self)
         log.info(
-            "client.connected", f"Client {self.name} connected from {link.peer}.", name=self.name, client=link.peer
+            "client.connected",
+            f"Client {self.name} connected from {link.peer}.",
+            name=self.name,
+            client=link.peer,
+            token=self.key.label,
+            key_id=self.key.key_id,
         )
 
     # --- the session ---------------------------------------------------------------------------------------------------
@@ -225,7 +250,7 @@ class Tunnel:
         stream.reset(Code.NO_SERVICE)  # a relay serves nothing itself
 
     def on_expose(self, request: wire.Expose) -> None:
-        answer = self._expose(request)
+        answer, rule = self._expose(request)
         self.session.exposed(answer)
         if answer.port:
             log.info(
@@ -244,6 +269,10 @@ class Tunnel:
                 name=self.name,
                 service=request.name,
                 error=answer.error,
+                port=request.port,
+                token=self.key.label,
+                key_id=self.key.key_id,
+                rule=rule or None,
             )
 
     def on_exposed(self, answer: wire.Exposed) -> None:
@@ -267,9 +296,11 @@ class Tunnel:
 
     # --- services ------------------------------------------------------------------------------------------------------
 
-    def _expose(self, request: wire.Expose) -> wire.Exposed:
-        def refused(error: str, text: str) -> wire.Exposed:
-            return wire.Exposed(service=request.service, error=error, text=text)
+    def _expose(self, request: wire.Expose) -> tuple[wire.Exposed, str]:
+        """The answer, and the rule of the token that said no, "" for others."""
+
+        def refused(error: str, text: str, rule: str = "") -> tuple[wire.Exposed, str]:
+            return wire.Exposed(service=request.service, error=error, text=text), rule
 
         if not (NAME.fullmatch(request.name) and 0 < request.service < 1 << 32 and request.kind == "tcp"):
             return refused("bad-request", "the request has a name, number or kind that cannot be")
@@ -279,6 +310,8 @@ class Tunnel:
             return refused("name-taken", f"this client already exposes a service {request.name!r}")
         if len(self.services) >= wire.MAX_SERVICES:
             return refused("limit", f"a client may expose {wire.MAX_SERVICES} services")
+        if refusal := self.key.refuse_service(request.name):
+            return refused("not-granted", refusal.text, refusal.rule)
         try:
             visitors = Networks(request.visitors) if request.visitors else None
         except ValueError:
@@ -286,9 +319,10 @@ class Tunnel:
                 "bad-request", f"the visitors are not 1 to {wire.MAX_NETWORKS} networks in the form 192.0.2.0/24"
             )
         server = self._server
-        offer = server.registry.offer(self.name, request.name, request.port, time.time())
-        if not offer.ports:
-            return refused(offer.error, offer.text)
+        allowed = self.key.ports(server.config.ports, server.port)
+        offer = server.registry.offer(self.name, request.name, request.port, allowed, time.time())
+        if offer.error:
+            return refused(offer.error, offer.text, offer.rule)
         if request.port in [service.door.port for service in self.services.values()]:
             return refused("port-taken", f"port {request.port} is this client's own, for another service")
         for port in offer.ports:
@@ -304,10 +338,10 @@ class Tunnel:
             self.services[request.service] = service
             if not server.runtime.full:
                 service.door.open()
-            return wire.Exposed(service=request.service, port=port, visitors=len(request.visitors))
+            return wire.Exposed(service=request.service, port=port, visitors=len(request.visitors)), ""
         if request.port:
             return refused("port-taken", f"port {request.port} is in use by another program on the relay")
-        return refused("no-port", f"all ports of {server.config.ports} are in use")
+        return refused("no-port", f"all of {allowed} are in use")
 
     def withdraw(self) -> None:
         """Public ports are closed: visitors are refused from now on."""
@@ -315,12 +349,43 @@ class Tunnel:
             service.door.close()
         self.services.clear()
 
+    def full(self) -> None:
+        """A visitor was reset because the client has as many as it may have; told once in a while, for visitors come at will."""
+        now = self._server.runtime.loop.time()
+        if self.session.going_away or now - self._told_full < _FULL_EVERY:
+            return
+        self._told_full = now
+        most = self.session.theirs.max_streams
+        log.warning(
+            "service.limit",
+            f"Client {self.name} has {most} visitors, as many as it or its token {self.key.label} takes at a time: new ones are reset.",
+            name=self.name,
+            token=self.key.label,
+            key_id=self.key.key_id,
+            limit=most,
+        )
+
     # --- ends ----------------------------------------------------------------------------------------------------------
 
     def supersede(self) -> None:
         """A newer session of the same client is here: its ports must be free before that one asks for them."""
         self.withdraw()
         self.link.goodbye(ProtocolError(Code.SUPERSEDED, "a newer session of this client took over"))
+
+    def dismiss(self, error: ProtocolError) -> None:
+        """The token does not stand any more, or grants something else."""
+        self.withdraw()
+        self.link.goodbye(error)
+        log.warning(
+            "client.dismissed",
+            f"Ended the session of client {self.name}: {error.text}.",
+            name=self.name,
+            client=self.link.peer,
+            code=error.code.name,
+            token=self.key.label,
+            key_id=self.key.key_id,
+            rule=error.fields.get("rule"),
+        )
 
     def gone(self, error: Exception | None) -> None:
         self.withdraw()

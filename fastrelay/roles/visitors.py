@@ -90,6 +90,7 @@ class Visitor(Edge):
         stream = tunnel.session.open(NOTHING, service.number, address(transport.get_extra_info("peername")))
         if stream is None:
             self.refuse()
+            tunnel.full()
         else:
             self.join(stream, tunnel.link)
 

@@ -8,16 +8,18 @@ from hypothesis import strategies as st
 
 from fastrelay.config import PortRange
 from fastrelay.errors import Code, ProtocolError
+from fastrelay.policy import Allowed, Ports
 from fastrelay.roles.registry import Registry
 from fastrelay.state import Reservation
-from fastrelay.wire import RESERVED_TIME
+from fastrelay.wire import MAX_SERVICES, RESERVED_TIME
 
 PORTS = PortRange(20_000, 20_004)
+ALL = Allowed("first", Ports((), relay=True), PORTS, 7443)
 DAY = float(RESERVED_TIME)
 
 
 def registry(**reservations: Reservation) -> Registry:
-    return Registry(PORTS, reservations)
+    return Registry(reservations)
 
 
 def claim(reg: Registry, name: str, instance: str = "", now: float = 0.0) -> object:
@@ -26,11 +28,22 @@ def claim(reg: Registry, name: str, instance: str = "", now: float = 0.0) -> obj
     return session
 
 
+def offered(
+    reg: Registry, name: str, service: str, wanted: int = 0, now: float = 0.0, allowed: Allowed = ALL
+) -> list[int] | str:
+    """The ports, or the error."""
+    offer = reg.offer(name, service, wanted, allowed, now)
+    ports = list(offer.ports)
+    assert bool(ports) is not bool(offer.error) and bool(offer.error) is bool(offer.text)
+    assert bool(offer.rule) is (offer.error == "not-granted")
+    return ports or offer.error
+
+
 def grant(reg: Registry, name: str, service: str, wanted: int = 0, now: float = 0.0) -> int:
-    offer = reg.offer(name, service, wanted, now)
-    assert offer.ports, offer
-    reg.grant(name, service, offer.ports[0])
-    return offer.ports[0]
+    ports = offered(reg, name, service, wanted, now)
+    assert isinstance(ports, list), ports
+    reg.grant(name, service, ports[0])
+    return ports[0]
 
 
 def test_the_same_installation_takes_over_and_another_is_refused() -> None:
@@ -56,10 +69,10 @@ def test_ports_stay_reserved_for_a_day_after_the_last_sight() -> None:
     assert grant(reg, "home", "ssh") == 20_000
     claim(reg, "away")
     # Whoever is here stays here, however long.
-    assert reg.offer("away", "web", 20_000, 3 * DAY).error == "port-taken"
+    assert offered(reg, "away", "web", 20_000, 3 * DAY) == "port-taken"
     reg.release("home", session, 3 * DAY)
-    assert reg.offer("away", "web", 20_000, 4 * DAY).error == "port-reserved"
-    assert reg.offer("away", "web", 20_000, 4 * DAY + 1).ports == [20_000]
+    assert offered(reg, "away", "web", 20_000, 4 * DAY) == "port-reserved"
+    assert offered(reg, "away", "web", 20_000, 4 * DAY + 1) == [20_000]
 
 
 def test_the_order_is_wanted_then_had_then_the_next_free() -> None:
@@ -67,12 +80,12 @@ def test_the_order_is_wanted_then_had_then_the_next_free() -> None:
     claim(reg, "a")
     claim(reg, "b")
     assert grant(reg, "a", "ssh") == 20_000
-    assert reg.offer("b", "ssh", 0, 0).ports == [20_001, 20_002, 20_003, 20_004]
+    assert offered(reg, "b", "ssh", 0, 0) == [20_001, 20_002, 20_003, 20_004]
     assert grant(reg, "b", "ssh", 20_003) == 20_003
-    assert reg.offer("b", "ssh", 0, 0).ports == [20_003, 20_001, 20_002, 20_004]
-    assert reg.offer("b", "ssh", 20_002, 0).ports == [20_002]
-    assert reg.offer("b", "ssh", 20_000, 0).error == "port-taken"
-    assert reg.offer("b", "ssh", 30_000, 0).error == "port-range"
+    assert offered(reg, "b", "ssh", 0, 0) == [20_003, 20_001, 20_002, 20_004]
+    assert offered(reg, "b", "ssh", 20_002, 0) == [20_002]
+    assert offered(reg, "b", "ssh", 20_000, 0) == "port-taken"
+    assert offered(reg, "b", "ssh", 30_000, 0) == "not-granted"
 
 
 def test_another_port_gives_the_old_one_back() -> None:
@@ -99,21 +112,56 @@ def test_no_port_is_left() -> None:
     claim(reg, "a")
     for service in "12345":
         grant(reg, "a", service)
-    assert reg.offer("a", "6", 0, 0).error == "no-port"
-    assert reg.offer("a", "5", 0, 0).ports == [20_004]
+    assert offered(reg, "a", "6", 0, 0) == "no-port"
+    assert offered(reg, "a", "5", 0, 0) == [20_004]
+
+
+def test_what_the_token_does_not_give() -> None:
+    reg = registry()
+    claim(reg, "a")
+    claim(reg, "b")
+    two = Allowed("narrow", Ports((PortRange(20_001, 20_002),)), PORTS, 7443)
+    none = Allowed("none", Ports(), PORTS, 7443)
+    assert offered(reg, "a", "ssh", 20_003, allowed=two) == "not-granted"
+    assert offered(reg, "a", "ssh", 0, allowed=two) == [20_001, 20_002]
+    assert offered(reg, "a", "ssh", 0, allowed=none) == "not-granted"
+    # Had, but no longer given: another one, and the old one is everybody's again.
+    grant(reg, "a", "ssh", 20_000)
+    assert offered(reg, "a", "ssh", 0, allowed=two) == [20_001, 20_002]
+    reg.grant("a", "ssh", 20_001)
+    assert offered(reg, "b", "web", 20_000) == [20_000]
+    # What is reserved counts for every token alike.
+    assert offered(reg, "b", "web", 20_001, allowed=two) == "port-taken"
+    assert offered(reg, "b", "web", 0, allowed=two) == [20_002]
+    reg.grant("b", "web", 20_002)
+    assert offered(reg, "b", "more", 0, allowed=two) == "no-port"
+
+
+def test_a_name_keeps_its_last_ports_only() -> None:
+    """Or a client could have all ports of the relay kept for it, by services that come and go."""
+    reg = registry()
+    many = Allowed("first", Ports((PortRange(30_000, 39_999),)), PORTS, 7443)
+    claim(reg, "a")
+    for number in range(3 * MAX_SERVICES):
+        ports = offered(reg, "a", f"s{number}", allowed=many)
+        assert isinstance(ports, list)
+        reg.grant("a", f"s{number}", ports[0])
+    kept = reg.reservations(0)["a"].ports
+    assert list(kept) == [f"s{number}" for number in range(2 * MAX_SERVICES, 3 * MAX_SERVICES)]
+    assert set(reg._owner) == set(kept.values())
 
 
 def test_what_was_saved_stands_again() -> None:
     saved = {"home": Reservation("inst", 100.0, {"ssh": 20_002, "old": 30_000})}
-    reg = Registry(PORTS, saved)
+    reg = Registry(saved)
     with pytest.raises(ProtocolError):
         reg.claim("home", "other", object(), 100.0)
     assert reg.claim("home", "inst", object(), 100.0) is None
-    assert reg.offer("home", "ssh", 0, 100.0).ports[0] == 20_002
-    # The range is the operator's: a port outside of it is not given out again.
-    assert 30_000 not in reg.offer("home", "old", 0, 100.0).ports
+    assert offered(reg, "home", "ssh", 0, 100.0)[0] == 20_002
+    # A port that the token does not give any more is not given out again.
+    assert 30_000 not in offered(reg, "home", "old", 0, 100.0)
     assert reg.reservations(500.0)["home"].seen == 500.0
-    assert Registry(PORTS, saved).reservations(500.0)["home"].seen == 100.0
+    assert Registry(saved).reservations(500.0)["home"].seen == 100.0
 
 
 def test_saved_reservations_that_share_a_port_do_no_harm() -> None:
@@ -166,15 +214,15 @@ def test_nobody_ever_has_what_is_anothers(script: list[tuple[str, ...]]) -> None
             seen[step[1]] = (instance, now)
         elif step[0] == "offer" and step[1] in here:
             _, name, service, wanted = step
-            offer = reg.offer(name, service, int(wanted), now)
-            assert bool(offer.ports) is not bool(offer.error) and bool(offer.error) is bool(offer.text)
-            assert set(offer.ports) <= set(PORTS)
+            given_ports = offered(reg, name, service, int(wanted), now)
+            ports = given_ports if isinstance(given_ports, list) else []
+            assert set(ports) <= set(PORTS)
             others = {
                 port for other, kept_ in reg.reservations(now).items() if other != name for port in kept_.ports.values()
             }
-            assert not others & set(offer.ports)
-            if offer.ports:
-                reg.grant(name, service, offer.ports[-1])
+            assert not others & set(ports)
+            if ports:
+                reg.grant(name, service, ports[-1])
         given_out = [port for kept_ in reg.reservations(now).values() for port in kept_.ports.values()]
         assert len(given_out) == len(set(given_out)), "a port has one owner"
         assert set(reg._owner) == set(given_out)

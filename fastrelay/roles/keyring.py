@@ -1,0 +1,103 @@
+"""The tokens of a running relay: who is let in, and who has to go when tokens.json changes or a token's time is over (protocol.md 4.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from fastrelay import log, wire
+from fastrelay.errors import Code, ProtocolError, StartError
+from fastrelay.policy import Key, Refusal, standing
+from fastrelay.state import ServerState
+
+_LOOK_EVERY = 0.25
+"""Seconds between two looks at the file; a token that was revoked is without sessions a moment later."""
+
+
+class Holder(Protocol):
+    """A session that was admitted with `key`."""
+
+    key: Key
+
+    def dismiss(self, error: ProtocolError) -> None:
+        """End at once, with this goodbye."""
+
+
+class Keyring:
+    """`holders` are all sessions that stand. Looks at the tokens from `start` to `close`."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, state: ServerState, holders: Callable[[], Iterable[Holder]]
+    ) -> None:
+        self._loop = loop
+        self._state = state
+        self._holders = holders
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._timer = self._loop.call_later(_LOOK_EVERY, self._look)
+
+    def close(self) -> None:
+        """May be called again."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def admit(self, auth: wire.Auth, now: float) -> Key:
+        """The key of a client that has proved that it holds the token; `now` is unix time.
+
+        Raises ProtocolError: UNAUTHORIZED for a token that is over, DENIED for a name that it does not grant.
+        """
+        key = self._state.find(auth.key_id)
+        if key is None:
+            raise ProtocolError(Code.UNAUTHORIZED, "the token was revoked just now", name=auth.name)
+        if refusal := key.expired(now):
+            raise _error(Code.UNAUTHORIZED, key, refusal, name=auth.name)
+        if refusal := key.refuse_name(auth.name):
+            raise _error(Code.DENIED, key, refusal, name=auth.name)
+        return key
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(_LOOK_EVERY, self._look)
+        before = self._state.keys
+        changed = False
+        try:
+            changed = self._state.reload()
+        except StartError as error:
+            log.error("token.not_loaded", f"The relay goes on with the tokens that it has. {error}")
+        if changed:
+            _tell(before, self._state.keys)
+        if changed or any(key.grant.expires for key in self._state.keys.values()):
+            self._judge(time.time())
+
+    def _judge(self, now: float) -> None:
+        for holder in list(self._holders()):
+            current = self._state.find(holder.key.key_id)
+            if refusal := standing(holder.key, current, now):
+                code = Code.NO_ERROR if refusal.rule == "changed" else Code.UNAUTHORIZED
+                holder.dismiss(_error(code, holder.key, refusal))
+            elif current is not None:
+                holder.key = current
+
+
+def _error(code: Code, key: Key, refusal: Refusal, **fields: object) -> ProtocolError:
+    return ProtocolError(code, refusal.text, token=key.label, key_id=key.key_id, rule=refusal.rule, **fields)
+
+
+def _tell(before: Mapping[str, Key], now: Mapping[str, Key]) -> None:
+    added = [key.label for key_id, key in now.items() if key_id not in before]
+    removed = [key.label for key_id, key in before.items() if key_id not in now]
+    changed = [key.label for key_id, key in now.items() if before.get(key_id, key) != key]
+    words = [
+        f"{what} {', '.join(labels)}"
+        for what, labels in (("added", added), ("removed", removed), ("changed", changed))
+        if labels
+    ]
+    log.info(
+        "token.loaded",
+        f"Tokens have changed: {'; '.join(words) or 'nothing that counts'}.",
+        added=added,
+        removed=removed,
+        changed=changed,
+    )
