@@ -13,10 +13,10 @@ from typing import Final
 from fastrelay.errors import UsageError
 from fastrelay.wire import MAX_NETWORKS
 
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+_MAPPED: Final = 0xFFFF  # the first _MAPPED_BITS of IPv4 in IPv6 form
+_MAPPED_BITS: Final = 96
 _RIGHT: Final = "write it like 192.0.2.0/24, ssh=192.0.2.7 or ssh=192.0.2.0/24,2001:db8::/32"
 
 
@@ -49,12 +49,14 @@ class Networks:
         """Whether an address, as a socket shows it, is in one of the networks; what is not an address is not."""
         if not isinstance(address, str):
             return False
+        version = 6 if ":" in address else 4
         try:
-            found = _plain(ipaddress.ip_address(address.partition("%")[0]))
+            number = int(ipaddress.IPv6Address(address) if version == 6 else ipaddress.IPv4Address(address))
         except ValueError:
             return False
-        number = int(found)
-        return any(number & mask == first for first, mask in self._masks[found.version])
+        if version == 6 and number >> 32 == _MAPPED:
+            version, number = 4, number & 0xFFFF_FFFF
+        return any(number & mask == first for first, mask in self._masks[version])
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -97,8 +99,9 @@ def assign(specs: Iterable[str], services: Sequence[str]) -> dict[str, Networks]
 def _network(text: str) -> _Network:
     """Raises ValueError, half a sentence that says why `text` is no network."""
     address, slash, prefix = text.partition("/")
+    form = ipaddress.IPv6Network if ":" in text else ipaddress.IPv4Network
     try:
-        network = ipaddress.ip_network(text)
+        network: _Network = form(text)
     except ValueError:
         pass
     else:
@@ -108,7 +111,7 @@ def _network(text: str) -> _Network:
     if not text:
         raise ValueError(f"a network is missing; {_RIGHT}")
     try:
-        around = _plain_network(ipaddress.ip_network(text, strict=False))
+        around = _plain_network(form(text, strict=False))
     except ValueError:
         raise ValueError(f"{text!r} is not a network or address; {_RIGHT}") from None
     raise ValueError(
@@ -116,13 +119,9 @@ def _network(text: str) -> _Network:
     )
 
 
-def _plain(address: _Address) -> _Address:
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
 def _plain_network(network: _Network) -> _Network:
-    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
-        first = _plain(network.network_address)
-        return ipaddress.IPv4Network((int(first), network.prefixlen - _MAPPED.prefixlen))
+    """What is in IPv6 form becomes IPv4."""
+    first = int(network.network_address)
+    if network.version == 6 and network.prefixlen >= _MAPPED_BITS and first >> 32 == _MAPPED:
+        return ipaddress.IPv4Network((first & 0xFFFF_FFFF, network.prefixlen - _MAPPED_BITS))
     return network
