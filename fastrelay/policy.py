@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -25,6 +25,7 @@ PRIVILEGED: Final = 1024
 """Ports below are granted one by one, never as part of a range."""
 
 _RELAY: Final = "relay"
+_LISTED: Final = 8
 _PATTERN: Final = re.compile(r"[a-z0-9*][a-z0-9._*-]{0,62}")
 _DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -138,8 +139,8 @@ class Allowed:
 
     def __str__(self) -> str:
         """For people: `the ports 20000-20009,443`."""
-        words = [str(Ports(self.ports.ranges))] if self.ports.ranges else []
-        return f"the ports {','.join([*words, *([str(self.relay)] if self.ports.relay else [])])}"
+        words = [str(Ports((ports,))) for ports in self.ports.ranges]
+        return f"the ports {_some([*words, *([str(self.relay)] if self.ports.relay else [])], ',')}"
 
 
 # --- names -------------------------------------------------------------------------------------------------------------
@@ -295,10 +296,10 @@ class Key(Verifier, frozen=True):
         if _one_of(names, name):
             return None
         exact = next((own for own in names if "*" not in own), None)
-        use = "another --name" if exact is None else f"--name {exact}"
+        use = f"use {f'--name {exact}' if exact else 'another --name'}, or a" if names else "use a"
         return Refusal(
             "names",
-            f"the token {self.label!r} is for {_listed('clients', names)}, not {name!r}; use {use} or a token for that name",
+            f"the token {self.label!r} is for {_listed('clients', names)}, not {name!r}; {use} token for {name!r}",
         )
 
     def refuse_service(self, name: str) -> Refusal | None:
@@ -306,10 +307,11 @@ class Key(Verifier, frozen=True):
         services = self.grant.services
         if _one_of(services, name):
             return None
+        exact = next((own for own in services if "*" not in own), "NAME")
+        use = f"name it so, as in --expose {exact}=22, or use a" if services else "use a"
         return Refusal(
             "services",
-            f"the token {self.label!r} is for {_listed('services', services)}, not {name!r}; name the service so, as in NAME=22, "
-            "or use a token for that name",
+            f"the token {self.label!r} is for {_listed('services', services)}, not {name!r}; {use} token for {name!r}",
         )
 
     def ports(self, relay: PortRange, own: int) -> Allowed:
@@ -336,4 +338,10 @@ def standing(admitted: Key, current: Key | None, now: float) -> Refusal | None:
 
 
 def _listed(what: str, patterns: tuple[str, ...]) -> str:
-    return f"{what} named {' or '.join(patterns)}" if patterns else f"no {what} at all"
+    return f"{what} named {_some(patterns, ' or ')}" if patterns else f"no {what} at all"
+
+
+def _some(words: Sequence[str], between: str) -> str:
+    """The first of them: a refusal is for a person to read, and must fit into a frame."""
+    more = f" and {len(words) - _LISTED} more" if len(words) > _LISTED else ""
+    return between.join(words[:_LISTED]) + more

@@ -203,17 +203,28 @@ def test_the_sentences_for_names() -> None:
     answer = key(names=["home"]).refuse_name("office")
     assert answer is not None
     assert answer.text == (
-        "the token 'home' is for clients named home, not 'office'; use --name home or a token for that name"
+        "the token 'home' is for clients named home, not 'office'; use --name home, or a token for 'office'"
     )
     answer = key(names=["lab-*", "*.example"]).refuse_name("office")
     assert answer is not None
     assert answer.text == (
-        "the token 'home' is for clients named lab-* or *.example, not 'office'; use another --name or a token for that name"
+        "the token 'home' is for clients named lab-* or *.example, not 'office'; use another --name, or a token for 'office'"
     )
     answer = key(services=["web"]).refuse_service("ssh")
-    assert answer is not None and answer.text.startswith("the token 'home' is for services named web, not 'ssh'; ")
+    assert answer is not None and answer.text == (
+        "the token 'home' is for services named web, not 'ssh'; name it so, as in --expose web=22, or use a token for 'ssh'"
+    )
     answer = key().refuse_name("office")
-    assert answer is not None and "for no clients at all" in answer.text
+    assert answer is not None
+    assert answer.text == "the token 'home' is for no clients at all, not 'office'; use a token for 'office'"
+
+
+def test_a_long_grant_is_refused_in_a_short_sentence() -> None:
+    many = key(names=["a" * 60 + f"{n:03}" for n in range(500)], ports=",".join(map(str, range(20_000, 22_000, 2))))
+    answers = [many.refuse_name("b" * 63), many.ports(PortRange(1, 2), 7443).refusal(30_000)]
+    assert "20000,20002,20004,20006,20008,20010,20012,20014 and 992 more" in str(answers[1])
+    for answer in answers:
+        assert answer is not None and len(answer.text) < 1000
 
 
 def test_patterns_as_typed() -> None:

@@ -89,7 +89,7 @@ class Registry:
         if next(iter(allowed), None) is None:
             refusal = allowed.nothing()
             return Offer((), "not-granted", refusal.text, refusal.rule)
-        return Offer((), "no-port", f"all of {allowed} are in use or reserved")
+        return Offer((), "no-port", f"all of {allowed} are in use or reserved; free one, or use a token with more")
 
     def grant(self, name: str, service: str, port: int) -> None:
         """The port is bound: it belongs to this service of this name from now on. Of a name the last MAX_SERVICES ports are kept."""

@@ -59,7 +59,7 @@ def test_a_name_that_is_not_granted(run: Run, tmp_path: Path, soon: None, caplog
             peer, answer = await bench.client("office", "inst", home, wants=Kind.GOAWAY)
             assert said(answer) == (
                 Code.DENIED,
-                "the token 'home' is for clients named home, not 'office'; use --name home or a token for that name",
+                "the token 'home' is for clients named home, not 'office'; use --name home, or a token for 'office'",
             )
             await peer.frames_to_end()
             peer.close()
