@@ -25,4 +25,4 @@ class Fuzz(Fuzzer):
         last = log.events[-1] if log.events else ("", 0, None)
         self.ended(last[2].name if isinstance(last[2], Code) else "a control frame" if last[0][:2] == "0x" else last[0])
         self.sessions += 1
-        self.frames += len(sequence)
+        self.count += len(sequence)

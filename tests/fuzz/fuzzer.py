@@ -1,4 +1,4 @@
-"""What all fuzzers are: dice, counters, and one step at a time."""
+"""What all fuzzers are: dice, counters, and one step at a time. And dice that are bytes, for a fuzzer that is guided by coverage."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from random import Random
 
 
 class Fuzzer:
-    """`step` feeds one sequence of frames. A find is an AssertionError, or whatever else leaves it."""
+    """`step` feeds one input, or one sequence of them. A find is an AssertionError, or whatever else leaves it."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = Random(seed)
-        self.frames = 0
+    counted = "frames"
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.count = 0
         self.mutated = 0
         self.sessions = 0
         self.ends: dict[str, int] = {}
@@ -19,10 +21,13 @@ class Fuzzer:
     def step(self) -> None:
         raise NotImplementedError
 
-    def run(self, *, frames: float = 1e18, mutated: float = 1e18, seconds: float = 1e9) -> None:
-        """Until so many frames were fed, or broken, or the time is up."""
+    def close(self) -> None:
+        """Clean up what was made on disk."""
+
+    def run(self, *, count: float = 1e18, mutated: float = 1e18, seconds: float = 1e9) -> None:
+        """Until so many inputs were fed, or broken, or the time is up."""
         stop = time.monotonic() + seconds
-        while self.frames < frames and self.mutated < mutated and time.monotonic() < stop:
+        while self.count < count and self.mutated < mutated and time.monotonic() < stop:
             self.step()
 
     def ended(self, why: str) -> None:
@@ -30,4 +35,37 @@ class Fuzzer:
 
     def report(self) -> str:
         ends = ", ".join(f"{count} {why}" for why, count in sorted(self.ends.items()))
-        return f"{self.frames} frames, {self.mutated} of them mutated, in {self.sessions} sessions ({ends})"
+        return f"{self.count} {self.counted}, {self.mutated} of them mutated, in {self.sessions} sessions ({ends})"
+
+
+class Dice(Random):
+    """Random numbers that are read from `data`, and are zeros when it is used up."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(0)
+        self._data = data
+        self._at = 0
+
+    @property
+    def used_up(self) -> bool:
+        return self._at >= len(self._data)
+
+    def getrandbits(self, k: int) -> int:
+        size = (k + 7) // 8
+        taken = self._data[self._at : self._at + size]
+        self._at += size
+        return int.from_bytes(taken, "little") & ((1 << k) - 1)
+
+    def random(self) -> float:
+        return self.getrandbits(16) / 65536
+
+
+def replay(fuzzer: type[Fuzzer], data: bytes) -> None:
+    """Play one input of the guided fuzzer to its end."""
+    dice = Dice(data)
+    fuzz = fuzzer(dice)
+    try:
+        while not dice.used_up:
+            fuzz.step()
+    finally:
+        fuzz.close()

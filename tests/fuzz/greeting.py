@@ -4,12 +4,14 @@ proof covers them; and a side that has let the other in has heard exactly its tw
 
 from __future__ import annotations
 
+from fastrelay import wire
 from fastrelay.auth import ClientLogin, RelayLogin, Token, Verifier
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.greeting import ClientGreeting, Greeting, RelayGreeting
 from fastrelay.wire import HEADER_SIZE, MAX_CONTROL, MAX_DATA, Auth, Settings, Welcome
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.mutate import Peer, chunks, mutate
+from tests.fuzz.texts import odd_json
 from tests.support.pair import frames, refusal
 
 TOKEN = Token("k3yID_-0", bytes(range(32)))
@@ -64,7 +66,7 @@ class Fuzz(Fuzzer):
                     sequence, said[who][:] = list(said[who]), []
                     if sequence and who == broken and random.random() < 0.6:
                         sequence = self._break(sequence)
-                    self.frames += len(sequence)
+                    self.count += len(sequence)
                     for chunk in chunks(random, b"".join(sequence)):
                         hears.feed(memoryview(chunk), 0.0)
                         assert len(decoder._carry) < HEADER_SIZE + MAX_CONTROL
@@ -81,7 +83,12 @@ class Fuzz(Fuzzer):
             peer = Peer(random, dialer=True)
             sequence.insert(random.randint(0, len(sequence)), peer.frame())
             self.mutated += 1
-        if random.random() < 0.3:
+        head, payload = sequence[0][:HEADER_SIZE], sequence[0][HEADER_SIZE:]
+        odd = odd_json(random, payload) if random.random() < 0.3 else None
+        if odd is not None:
+            sequence[0] = wire.frame(head[0], 0, odd)
+            self.mutated += 1
+        elif random.random() < 0.3:
             raw = bytearray(sequence[0])  # inside the JSON, where a length still fits
             raw[random.randrange(len(raw))] = random.choice(b'"{}[]:,\\0123456789aA_-\xff')
             sequence[0] = bytes(raw)

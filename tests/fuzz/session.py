@@ -5,6 +5,8 @@ stop, hold and vanish at any moment.
 
 from __future__ import annotations
 
+from random import Random
+
 from fastrelay.errors import Code
 from fastrelay.mux.stream import Recv, Send, Stream
 from fastrelay.wire import HEADER_SIZE, MAX_CONTROL, Settings
@@ -16,8 +18,8 @@ from tests.support.pair import Clock, Side, refusal
 class Fuzz(Fuzzer):
     """One session after the other, each until it is refused, lost or silent."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
         self._begin()
 
     def _begin(self) -> None:
@@ -43,7 +45,7 @@ class Fuzz(Fuzzer):
         if random.random() < self.harm:
             self.mutated += mutate(random, sequence)
             self.broken = True
-        self.frames += len(sequence)
+        self.count += len(sequence)
         code = refusal(lambda: self._feed(b"".join(sequence)))
         if code is not None:
             assert self.broken, "a peer that did nothing wrong was refused"

@@ -1,0 +1,148 @@
+"""Invariant: whatever is in the files of a state directory, only StartError leaves, a sentence that names the file. What is read can be used
+and saved, and reads the same again.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from fastrelay.config import PortRange
+from fastrelay.errors import StartError
+from fastrelay.roles.registry import Registry
+from fastrelay.state import ClientState, Reservation, ServerState
+from tests.fuzz.fuzzer import Fuzzer
+from tests.fuzz.texts import odd_json, slip
+from tests.support.pair import refusal
+
+NOW = 1_700_000_000.0
+PORTS = PortRange(20_000, 20_009)
+RESERVATIONS = {
+    "home": Reservation("inst-1", NOW - 100, {"tcp-22": 20_000, "web": 20_003}),
+    "nas": Reservation("inst-2", NOW - 90_000, {"ssh": 20_001}),
+    "empty": Reservation("inst-3", NOW, {}),
+}
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # fsync costs nothing there
+SERVER_FILES = ("tokens.json", "reservations.json", "tokens.json", "reservations.json", "first-token", "seed")
+
+
+class Fuzz(Fuzzer):
+    """One broken file after the other in an otherwise sound directory."""
+
+    counted = "files"
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self._home = tempfile.TemporaryDirectory(prefix="fastrelay-fuzz-", dir=MEMORY)
+        self._server = Path(self._home.name) / "server"
+        self._client = Path(self._home.name) / "client"
+        self._sound = {Path(self._home.name) / name: raw for name, raw in sound().items()}
+        for path, raw in self._sound.items():
+            path.parent.mkdir(exist_ok=True)
+            _put(path, raw)
+
+    def close(self) -> None:
+        self._home.cleanup()
+
+    def step(self) -> None:
+        random = self.random
+        self.count += 1
+        name = random.choice((*SERVER_FILES, "instance"))
+        path = (self._client if name == "instance" else self._server) / name
+        sound = self._sound[path]
+        raw = random.choice(WAYS)(random, sound)
+        self.mutated += raw != sound
+        _put(path, raw)
+        said = ""
+        try:
+            self._use_client() if name == "instance" else self._use_server()
+        except StartError as error:
+            said = str(error)
+        finally:
+            _put(path, sound)
+        assert said.isprintable() and (not said or str(path) in said), said
+        self.ended(f"{name} {'refused' if said else 'read'}")
+
+    def _use_client(self) -> None:
+        state = ClientState.open(self._client, "tls://h:1", "home")
+        assert state.instance.isascii() and state.instance
+        state.close()
+
+    def _use_server(self) -> None:
+        state = ServerState.open(self._server)
+        try:
+            state.find("k3yID_-0")
+            state.token(None)
+            kept = state.reservations()
+            registry = Registry(PORTS, kept)
+            for name in (*kept, "new"):
+                if refusal(lambda name=name: registry.claim(name, "inst-1", object(), NOW)) is None:  # type: ignore[misc]
+                    offer = registry.offer(name, "tcp-22", 0, NOW)
+                    assert all(port in PORTS for port in offer.ports)
+                    if offer.ports:
+                        registry.grant(name, "tcp-22", offer.ports[0])
+            saved = registry.reservations(NOW)
+            state.save_reservations(saved)
+            assert state.reservations() == saved, "what was saved reads otherwise"
+        finally:
+            state.close()
+            _put(self._server / "reservations.json", self._sound[self._server / "reservations.json"])
+
+
+@functools.cache
+def sound() -> dict[str, bytes]:
+    """Path and content of the files of a relay and a client."""
+    with tempfile.TemporaryDirectory(prefix="fastrelay-fuzz-") as home:
+        relay = ServerState.open(Path(home) / "server")
+        relay.save_reservations(RESERVATIONS)
+        relay.close()
+        ClientState.open(Path(home) / "client", "tls://h:1", "home").close()
+        names = (*(f"server/{name}" for name in SERVER_FILES), "client/instance")
+        return {name: (Path(home) / name).read_bytes() for name in names}
+
+
+def _put(path: Path, raw: bytes) -> None:
+    """Without fsync, and for its owner only."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(raw)
+
+
+def _nothing(random: Random, raw: bytes) -> bytes:
+    return raw
+
+
+def _bytes(random: Random, raw: bytes) -> bytes:
+    changed = bytearray(raw)
+    for _ in range(random.choice((1, 1, 2, 8))):
+        at = random.randint(0, len(changed))
+        changed[at : at + random.randint(0, 3)] = random.randbytes(random.randint(0, 3))
+    return bytes(changed)
+
+
+def _cut(random: Random, raw: bytes) -> bytes:
+    return raw[: random.randint(0, len(raw))]
+
+
+def _text(random: Random, raw: bytes) -> bytes:
+    return slip(random, raw.decode("utf-8", "replace")).encode("utf-8", "surrogatepass")
+
+
+def _values(random: Random, raw: bytes) -> bytes:
+    return odd_json(random, raw) or _text(random, raw)
+
+
+def _deep(random: Random, raw: bytes) -> bytes:
+    return random.choice((b"[", b'{"a":')) * random.choice((1, 100, 100_000))
+
+
+WAYS: tuple[Callable[[Random, bytes], bytes], ...] = (
+    *(_nothing, _deep, _cut),
+    *(_bytes, _text) * 3,
+    *(_values,) * 8,
+)
