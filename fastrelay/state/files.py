@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from fastrelay import wire
 from fastrelay.errors import StartError
 
 if sys.platform == "win32":
@@ -113,7 +114,7 @@ def read_json(path: Path, form: type[T]) -> T | None:
     try:
         return msgspec.json.decode(raw, type=form)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise damaged(path, f"it says {error}") from None
+        raise damaged(path, f"it says {wire.text(str(error).encode(errors='replace'))}") from None
 
 
 def write(path: Path, data: bytes) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from fastrelay.state import ClientState, ServerState, default_state
+from fastrelay.state import ClientState, ServerState, default_state, files
 from tests.support.state import URL, posix, refused
 
 with_proc = pytest.mark.skipif(
@@ -78,3 +79,13 @@ def test_read_only_in_what_is_no_directory(tmp_path: Path) -> None:
     refused(
         lambda: ServerState.open(file, read_only=True), f"The state directory {file} cannot be used", "Not a directory"
     )
+
+
+@pytest.mark.parametrize("name", [r"\u001b[2J", r"\ud800", "\U0007c4a5"])
+def test_what_a_damaged_file_says_is_safe_to_print(tmp_path: Path, name: str) -> None:
+    class Form(msgspec.Struct, forbid_unknown_fields=True):
+        pass
+
+    path = tmp_path / "file.json"
+    path.write_text(f'{{"{name}": 1}}')
+    refused(lambda: files.read_json(path, Form), "file.json", "is damaged")
