@@ -111,6 +111,8 @@ def _network(text: str) -> _Network:
     if not text:
         raise ValueError(f"a network is missing; {_RIGHT}")
     try:
+        if "%" in text:  # a zone may be anything
+            raise ValueError
         around = _plain_network(form(text, strict=False))
     except ValueError:
         raise ValueError(f"{text!r} is not a network or address; {_RIGHT}") from None

@@ -109,6 +109,7 @@ def test_read(text: str, canonical: str) -> None:
         ("home.example.com", "is not a network or address"),
         ("10.0.0.0/255.0.0.0", "ADDRESS/BITS"),
         ("fe80::1%eth0", "ADDRESS/BITS"),
+        ("fe80::1%\n/10", r"'fe80::1%\n/10' is not a network or address"),
         ("١٠.0.0.0/8", "is not a network or address"),
     ],
 )  # fmt: skip
