@@ -4,16 +4,19 @@ is read is the same when it is written and read again.
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastrelay import config
+from fastrelay import config, networks, policy
 from fastrelay.auth import Token
 from fastrelay.errors import UsageError
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.texts import slip
 
+NOW = 1_700_000_000.0
 SECRET = bytes(range(200, 232))
 TOKENS = [Token("k3yID_-0", SECRET, pins).text() for pins in ((), (bytes(32),), (bytes(range(32)), b"\xff" * 32))]
 _TELLING = 12  # characters of a secret in a row that are too many
@@ -48,6 +51,50 @@ def _token(value: object) -> str:
     return value.text()
 
 
+def _patterns(text: str) -> str:
+    """Those that were read, and a name that fits each of them."""
+    patterns = policy.parse_patterns(text, "client")
+    for pattern in patterns:
+        assert policy.matches(pattern, pattern.replace("*", "")) and policy.matches(
+            pattern, pattern.replace("*", "x-y")
+        )
+    return ",".join(patterns)
+
+
+def _expiry(text: str) -> float:
+    when = policy.parse_expiry(text, NOW)
+    assert when > NOW
+    assert policy.show_time(when).endswith("Z")
+    return when
+
+
+def _ahead(when: object) -> str:
+    """Written as the time from now on where that is what it can be, else as the day that ends then."""
+    assert isinstance(when, float)
+    for unit, seconds in (("s", 1), ("m", 60), ("h", 3600), ("d", 86400)):
+        number, rest = divmod(when - NOW, seconds)
+        if not rest and number < 1_000_000 and when - NOW <= 36525 * 86400:
+            return f"{number:.0f}{unit}"
+    return datetime.datetime.fromtimestamp(when - 1, datetime.UTC).strftime("%Y-%m-%d")
+
+
+def _visitors(text: str) -> networks.Networks | None:
+    """Of the service `ssh`; an address of each network that was read is in it."""
+    read = networks.assign([text], ["ssh", "web"]).get("ssh")
+    for network in (ipaddress.ip_network(one) for one in (read.texts if read is not None else ())):
+        assert read is not None
+        assert str(network[0]) in read and str(network[-1]) in read
+        if network.version == 4:
+            assert f"::ffff:{network[0]}" in read
+    return read
+
+
+def _listed(value: object) -> str:
+    """What stands for none is a list for another service."""
+    assert value is None or isinstance(value, networks.Networks)
+    return "web=192.0.2.7" if value is None else f"ssh={','.join(value.texts)}"
+
+
 def _name(text: str) -> str:
     name = config.host_name(text)
     assert config.NAME.fullmatch(name), name
@@ -74,6 +121,17 @@ READERS = {
     "bind": Reader(_bind, _bound, ("::", ":7443", ":0", "0.0.0.0", "127.0.0.1:0", "[::]:7443", "[::1]", "h.example:80")),
     "ports": Reader(config.parse_ports, str, ("20000-20999", "1-65535", "22", " 80 - 90 ")),
     "host": Reader(config.parse_host, str, ("relay.example.com", "203.0.113.7", "[::1]", "2001:db8::7", "fe80::1%eth0")),
+    "grant": Reader(policy.Ports.parse, str, ("20000-20009,443", "relay", "", "22", "relay,80", "1024-65535")),
+    "names": Reader(_patterns, str, ("home", "home,lab-*", "*", "*-x*y", "a*b*c")),
+    "expiry": Reader(_expiry, _ahead, ("30d", "12h", "90m", "45s", "2030-12-31", "9999-12-31")),
+    "visitors": Reader(
+        _visitors,
+        _listed,
+        (
+            *("192.0.2.0/24", "ssh=192.0.2.7", "web=192.0.2.7", "ssh=192.0.2.0/24,2001:db8::/32", "::/0", "0.0.0.0/0"),
+            *("::ffff:192.0.2.0/120", "2001:DB8:0::7", "ssh=10.0.0.1,10.0.0.1/32"),
+        ),
+    ),
     "name": Reader(_name, str, ("home-nas", "Ann's MacBook Pro", "HOST.local", "_x", "日本", "")),
     "token": Reader(Token.parse, _token, tuple(TOKENS)),
 }  # fmt: skip

@@ -5,22 +5,28 @@ and saved, and reads the same again.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from fastrelay.auth import Token
 from fastrelay.config import PortRange
 from fastrelay.errors import StartError
+from fastrelay.policy import FIRST_GRANT, Key, standing
 from fastrelay.roles.registry import Registry
 from fastrelay.state import ClientState, Reservation, ServerState
+from fastrelay.state.tokens import TokenStore
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.texts import odd_json, slip
 from tests.support.pair import refusal
 
 NOW = 1_700_000_000.0
 PORTS = PortRange(20_000, 20_009)
+OWN = 20_009
+FIRST = Key.made(Token("k3yID_-0", bytes(32)), "first", FIRST_GRANT, NOW)
 RESERVATIONS = {
     "home": Reservation("inst-1", NOW - 100, {"tcp-22": 20_000, "web": 20_003}),
     "nas": Reservation("inst-2", NOW - 90_000, {"ssh": 20_001}),
@@ -75,22 +81,44 @@ class Fuzz(Fuzzer):
     def _use_server(self) -> None:
         state = ServerState.open(self._server)
         try:
-            state.find("k3yID_-0")
-            state.token(None)
+            state.token(())
+            assert not state.reload(), "a file that nobody touched has changed"
+            for key in state.keys.values():
+                self._use_key(key)
+            allowed = FIRST.ports(PORTS, OWN)
             kept = state.reservations()
-            registry = Registry(PORTS, kept)
+            registry = Registry(kept)
             for name in (*kept, "new"):
                 if refusal(lambda name=name: registry.claim(name, "inst-1", object(), NOW)) is None:  # type: ignore[misc]
-                    offer = registry.offer(name, "tcp-22", 0, NOW)
-                    assert all(port in PORTS for port in offer.ports)
-                    if offer.ports:
-                        registry.grant(name, "tcp-22", offer.ports[0])
+                    offer = registry.offer(name, "tcp-22", 0, allowed, NOW)
+                    for port in itertools.islice(offer.ports, 1):
+                        assert port in PORTS and port != OWN
+                        registry.grant(name, "tcp-22", port)
             saved = registry.reservations(NOW)
             state.save_reservations(saved)
             assert state.reservations() == saved, "what was saved reads otherwise"
         finally:
             state.close()
-            _put(self._server / "reservations.json", self._sound[self._server / "reservations.json"])
+            for name in ("tokens.json", "reservations.json"):
+                _put(self._server / name, self._sound[self._server / name])
+
+    def _use_key(self, key: Key) -> None:
+        """A key that was read is asked everything that a client can make a relay ask; it is saved, and reads the same."""
+        random = self.random
+        allowed = key.ports(PORTS, OWN)
+        for port in (1, 443, 20_005, OWN, 65_535):
+            granted = allowed.refusal(port) is None
+            assert granted is (port in allowed), f"{key.grant} is not of one mind about {port}"
+        for refused in (key.expired(NOW), key.refuse_name("home"), key.refuse_service("tcp-22"), allowed.nothing()):
+            assert refused is None or refused.text.isprintable()
+        assert 1 <= key.streams(1000) <= 1000
+        assert standing(key, key, 0.0) is None
+        store = TokenStore(self._server)
+        with store.edit() as keys:
+            if random.random() < 0.1:
+                keys.append(Key.made(Token("k3yID_-0", bytes(32)), "added", FIRST_GRANT, NOW))
+            expected = list(keys)
+        assert store.all() == expected, "what was saved reads otherwise"
 
 
 @functools.cache

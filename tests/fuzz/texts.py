@@ -4,6 +4,7 @@ that is sound but says something odd.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from random import Random
@@ -107,10 +108,10 @@ def _odd(random: Random, inside: Any) -> None:
     if what == 0 and "root" not in inside:
         del inside[key]
     elif what == 1 and isinstance(inside, list):
-        inside.append(value)
+        inside.append(copy.deepcopy(value))
     elif what == 2 and isinstance(inside, dict) and "root" not in inside:
-        inside[slip(random, key)] = value
+        inside[slip(random, key)] = copy.deepcopy(value)
     elif what > 3 and isinstance(value, str):
         inside[key] = slip(random, value)
     else:
-        inside[key] = random.choice(ODD)
+        inside[key] = copy.deepcopy(random.choice(ODD))
