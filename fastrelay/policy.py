@@ -112,9 +112,10 @@ class Allowed:
             return None
         if not self.ports.ranges and not self.ports.relay:
             return self.nothing()
+        granted = f"port {self}" if str(self).isdigit() else f"the ports {self}"
         return Refusal(
             "ports",
-            f"the token {self.label!r} grants {self}, not port {port}; ask for one of those, or use a token with port {port}",
+            f"the token {self.label!r} grants {granted}, not port {port}; ask for what it grants, or use a token with port {port}",
         )
 
     def nothing(self) -> Refusal:
@@ -138,9 +139,9 @@ class Allowed:
         return (port for port in ports if port != self.own and not any(port in others for others in earlier))
 
     def __str__(self) -> str:
-        """For people: `the ports 20000-20009,443`."""
+        """For people: `20000-20009,443`."""
         words = [str(Ports((ports,))) for ports in self.ports.ranges]
-        return f"the ports {_some([*words, *([str(self.relay)] if self.ports.relay else [])], ',')}"
+        return _some([*words, *([str(self.relay)] if self.ports.relay else [])], ",")
 
 
 # --- names -------------------------------------------------------------------------------------------------------------

@@ -356,6 +356,8 @@ class Client:
             return f"{url} does not speak TLS 1.3 as a relay does ({(error.reason or str(error)).replace('_', ' ').lower()})."
         if self._once and (error is None or isinstance(error, ConnectionError)):
             return f"The tunnel to {url} was lost."
+        if isinstance(error, ProtocolError) and error.code in (Code.NO_ERROR, Code.SHUTDOWN):
+            return f"The tunnel to {url} has ended: {error.text}."
         if isinstance(error, FastrelayError):
             return f"The tunnel to {url} has ended: {error}."
         if isinstance(error, TimeoutError):

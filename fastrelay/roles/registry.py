@@ -79,8 +79,14 @@ class Registry:
             if owner is None or owner == name:  # one's own moves from a service that is no longer exposed
                 return Offer((wanted,))
             if owner in self._here:
-                return Offer((), "port-taken", f"port {wanted} is in use by the client {owner!r}")
-            return Offer((), "port-reserved", f"port {wanted} is reserved for the client {owner!r}, which is away")
+                return Offer(
+                    (), "port-taken", f"port {wanted} is in use by the client {owner!r}; ask for another, or for any"
+                )
+            return Offer(
+                (),
+                "port-reserved",
+                f"port {wanted} is reserved for the client {owner!r}, which is away; ask for another, or for any",
+            )
         free = (port for port in allowed if port not in self._owner)
         had = self._reserved[name].ports.get(service, 0)
         first = had if self._owner.get(had) == name and not allowed.refusal(had) else next(free, None)
@@ -89,7 +95,7 @@ class Registry:
         if next(iter(allowed), None) is None:
             refusal = allowed.nothing()
             return Offer((), "not-granted", refusal.text, refusal.rule)
-        return Offer((), "no-port", f"all of {allowed} are in use or reserved; free one, or use a token with more")
+        return Offer((), "no-port", f"no port of {allowed} is free; stop what uses one, or use a token with more")
 
     def grant(self, name: str, service: str, port: int) -> None:
         """The port is bound: it belongs to this service of this name from now on. Of a name the last MAX_SERVICES ports are kept."""

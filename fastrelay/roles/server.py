@@ -340,8 +340,11 @@ class Tunnel:
                 service.door.open()
             return wire.Exposed(service=request.service, port=port, visitors=len(request.visitors)), ""
         if request.port:
-            return refused("port-taken", f"port {request.port} is in use by another program on the relay")
-        return refused("no-port", f"all of {allowed} are in use; free one, or use a token with more")
+            return refused(
+                "port-taken",
+                f"port {request.port} is in use by another program on the relay; ask for another, or for any",
+            )
+        return refused("no-port", f"no port of {allowed} is free; stop what uses one, or use a token with more")
 
     def withdraw(self) -> None:
         """Public ports are closed: visitors are refused from now on."""

@@ -573,8 +573,10 @@ def test_superseded_is_final(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("code", [Code.CALM, Code.INTERNAL, Code.PROTOCOL])
-def test_another_goodbye_resets_and_comes_back(run: Run, tmp_path: Path, code: Code) -> None:
+@pytest.mark.parametrize("code", [Code.CALM, Code.INTERNAL, Code.PROTOCOL, Code.NO_ERROR])
+def test_another_goodbye_resets_and_comes_back(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: Code
+) -> None:
     async def main() -> None:
         async with client(tmp_path / "c") as bench:
             await until(lambda: bench.reached, "it is reachable")
@@ -583,8 +585,11 @@ def test_another_goodbye_resets_and_comes_back(run: Run, tmp_path: Path, code: C
             assert await local.to_end() == (b"", End.RESET)
             await until(lambda: len(bench.relay.sessions) == 2, "it is back")
             await bench.joined()
+            why = "enough" if code is Code.NO_ERROR else f"{code.name}: enough"
+            assert f" has ended: {why}. Retry 1 in " in events(caplog, "tunnel.retry")[0]
 
-    run(main())
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
 
 
 def test_a_relay_that_shuts_down_lets_streams_end(run: Run, tmp_path: Path) -> None:
