@@ -36,3 +36,10 @@ def field(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         token = server.token()
         with Neighbours(server, token, home / "neighbour") as neighbours:
             yield Field(server, token, neighbours)
+
+
+@pytest.fixture
+def only_long(long: int) -> None:
+    """For tests that have no short form."""
+    if not long:
+        pytest.skip("it has no short form: --long 1")

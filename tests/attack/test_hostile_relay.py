@@ -131,10 +131,9 @@ def test_dials_at_once(victim: Victim) -> None:
 
 
 @pytest.mark.slow
-def test_streams_at_once(victim: Victim, long: int) -> None:
+@pytest.mark.usefixtures("only_long")
+def test_streams_at_once(victim: Victim) -> None:
     """What is above `max_streams` is refused, and too much of that ends the tunnel, at the number in protocol.md 6.2."""
-    if not long:
-        pytest.skip("it takes seconds of CPU: --long 1")
     before, used = victim.client.rss(), cpu(victim.client)
     with victim.relay.welcome(2) as line:
         flood = (frames.open_(number, frames.service(1)) for number in ids())
