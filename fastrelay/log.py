@@ -6,17 +6,65 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import logging
+import ssl
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+
+from fastrelay.errors import Code, PinError, ProtocolError
 
 LOGGER = logging.getLogger("fastrelay")
 
 NOTE: Final = 15
 """The level of what is too much for the console: it goes nowhere unless somebody audits."""
 logging.addLevelName(NOTE, "NOTE")
+
+
+CAUSES: Final[Mapping[Code, str]] = {
+    Code.NO_ERROR: "fin",
+    Code.PROTOCOL: "protocol",
+    Code.FLOW_CONTROL: "protocol",
+    Code.FRAME_SIZE: "protocol",
+    Code.STREAM_STATE: "protocol",
+    Code.INTERNAL: "internal",
+    Code.CALM: "limit",
+    Code.UNAUTHORIZED: "denied",
+    Code.SUPERSEDED: "superseded",
+    Code.NAME_TAKEN: "denied",
+    Code.VERSION: "protocol",
+    Code.SHUTDOWN: "shutdown",
+    Code.TIMEOUT: "timeout",
+    Code.DENIED: "denied",
+    Code.REFUSED: "refused",
+    Code.UNREACHABLE: "unreachable",
+    Code.DIAL_TIMEOUT: "dial-timeout",
+    Code.NO_SERVICE: "no-service",
+    Code.LIMIT: "limit",
+    Code.CONNECTION_RESET: "reset",
+    Code.CANCEL: "cancel",
+}
+"""What events call an end with this code."""
+
+
+def cause(error: BaseException | None) -> str:
+    """What events call the end of a tunnel, or of what should have become one; without an error it is lost."""
+    if isinstance(error, ProtocolError):
+        return CAUSES[
+            error.code or Code.UNAUTHORIZED
+        ]  # a session whose token grants something else now ends without an error
+    if isinstance(error, (PinError, ssl.SSLCertVerificationError)):
+        return "denied"
+    if isinstance(error, ssl.SSLError):
+        return "protocol"
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        return "limit"
+    return "tunnel-lost"
 
 
 def note(event: str, text: str, **fields: object) -> None:

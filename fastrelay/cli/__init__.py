@@ -263,6 +263,7 @@ def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str, audit: 
     import gc
     import signal
 
+    from fastrelay import log
     from fastrelay.console import set_up_logging
 
     set_up_logging()
@@ -294,7 +295,11 @@ def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str, audit: 
         await work(on_stop)
 
     with kept or contextlib.nullcontext(), asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
-        runner.run(run())
+        try:
+            runner.run(run())
+        except Exception as error:
+            log.note("process.failed", f"The process has ended: {error}")
+            raise
     if interrupted:
         sys.exit(130)
 

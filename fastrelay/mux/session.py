@@ -68,6 +68,8 @@ class Session:
         self.pace = Pace(theirs.max_data)
         self.decoder = decoder
         decoder.hand_to(self._control, self._stray, self._empty, ours.max_data)
+        self.on_refused: Callable[[Stream, wire.Open, Code], None] = lambda stream, request, code: None
+        """Told of each stream that is reset here, before the owner is asked."""
         self._wake = wake
         self._next_id = 1 if dialer else 2
         self.highest = 0  # the highest id that the other side has opened
@@ -244,13 +246,17 @@ class Session:
         if self._their_streams > self.ours.max_streams + _OVER_LIMIT:
             raise ProtocolError(Code.CALM, f"{self._their_streams} streams open, {self.ours.max_streams} are allowed")
         if self.going_away:
-            stream.reset(Code.SHUTDOWN)
+            self._refuse(stream, request, Code.SHUTDOWN)
         elif self._their_streams > self.ours.max_streams:
-            stream.reset(Code.LIMIT)
+            self._refuse(stream, request, Code.LIMIT)
         elif request.kind != wire.STREAM_TCP:
-            stream.reset(Code.NO_SERVICE)
+            self._refuse(stream, request, Code.NO_SERVICE)
         else:
             self.owner.on_open(stream, request)
+
+    def _refuse(self, stream: Stream, request: wire.Open, code: Code) -> None:
+        stream.reset(code)
+        self.on_refused(stream, request, code)
 
     def _on_reset(self, stream: Stream, payload: bytes) -> None:
         # One that answers our own RESET is owed, not done of its own accord.

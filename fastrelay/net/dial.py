@@ -55,7 +55,8 @@ class Resolver:
 class Dial:
     """The outlet of a stream whose target is not there yet. It keeps early data, and cancels when the stream is reset.
 
-    `done(stream, code, error)` is called once: with NO_ERROR when the target is joined, with CANCEL when the stream went first.
+    `make` makes the target's edge. `done(code, error)` is called once: with an error when the target cannot be reached, with NO_ERROR when it
+    is joined, with CANCEL when the tunnel was lost first, and else with the code with which the stream was reset.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Dial:
         "_fin",
         "_limit",
         "_link",
+        "_make",
         "_reset",
         "_resolver",
         "_runtime",
@@ -83,6 +85,7 @@ class Dial:
         stream: Stream,
         target: Target,
         done: Callable[[Code, OSError | None], None],
+        make: Callable[[Runtime, socket.socket], Edge] = Edge,
     ) -> None:
         self._runtime = runtime
         self._resolver = resolver
@@ -91,6 +94,7 @@ class Dial:
         self._stream = stream
         self._target = target
         self._done = done
+        self._make = make
         self._early = bytearray()
         self._fin = False
         self._reset: Code | None = None  # the stream was reset behind its early data
@@ -114,6 +118,7 @@ class Dial:
 
     def on_reset(self, code: Code) -> None:
         """What came before the reset is still delivered, if the target is there in time; without early data nobody waits for it."""
+        self._code = code
         if not self._early:
             self._stream.detach()
             self._task.cancel()
@@ -149,7 +154,6 @@ class Dial:
         except UnicodeError as failure:  # a name that cannot even be asked for
             self._failed(Code.UNREACHABLE, OSError(errno.EINVAL, str(failure)))
         else:
-            self._code = Code.NO_ERROR
             self._join(edge)
 
     def _failed(self, code: Code, error: OSError) -> None:
@@ -181,7 +185,7 @@ class Dial:
     async def _connect_to(self, address: Address, deadline: float) -> Edge:
         loop = self._runtime.loop
         sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        edge = Edge(self._runtime, sock)
+        edge = self._make(self._runtime, sock)
         try:
             if address[0] != socket.AF_UNIX:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
@@ -209,6 +213,7 @@ class Dial:
         if stream.outlet is not self:  # reset while the last step was under way
             edge.refuse()
             return
+        self._code = Code.NO_ERROR
         stream.accept()
         edge.join(stream, self._link)
         if edge.stream is not stream:

@@ -132,10 +132,7 @@ class Edge(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        stream, self.stream = self.stream, None
-        if stream is not None:
-            stream.detach()
-            stream.reset(Code.CONNECTION_RESET)
+        self._part(Code.CONNECTION_RESET)
         self._runtime.edge_gone()
 
     # --- joining -------------------------------------------------------------------------------------------------------
@@ -199,12 +196,13 @@ class Edge(asyncio.BufferedProtocol):
         self._drain(self._runtime.loop.time() + RESET_DRAIN, _POLL_FIRST)
 
     def on_lost(self) -> None:
+        self._part(Code.CANCEL)
         self._abort()
 
     def on_stop(self) -> None:
         self._discard()
         if self._fin_due and self._backlog is None and not self._eof:
-            self._later(DISCARD_TIME, self._give_up)
+            self._later(DISCARD_TIME, lambda: self._give_up(Code.TIMEOUT))
 
     def on_room(self) -> None:
         """There is credit, or the tunnel can take more: send what waits, and read on."""
@@ -267,6 +265,14 @@ class Edge(asyncio.BufferedProtocol):
 
     # --- ends ----------------------------------------------------------------------------------------------------------
 
+    def _part(self, code: Code) -> None:
+        """Every joint ends here: the stream is over (NO_ERROR when both directions have ended), or is reset with `code`."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.detach()
+            if code:
+                stream.reset(code)
+
     def _input_over(self) -> None:
         """The local side has ended its direction; so does ours, behind what is still stashed."""
         stream = self.stream
@@ -289,7 +295,7 @@ class Edge(asyncio.BufferedProtocol):
             self._close()
             return
         if self._discarding:  # nobody wants what is still to come
-            self._later(DISCARD_TIME, self._give_up)
+            self._later(DISCARD_TIME, lambda: self._give_up(Code.TIMEOUT))
         try:
             self._transport.write_eof()
         except OSError:
@@ -314,11 +320,8 @@ class Edge(asyncio.BufferedProtocol):
         stream.sink = NOTHING
         self._later(RESET_DRAIN, self._give_up)
 
-    def _give_up(self) -> None:
-        stream, self.stream = self.stream, None
-        if stream is not None:
-            stream.detach()
-            stream.reset(Code.CONNECTION_RESET)
+    def _give_up(self, code: Code = Code.CONNECTION_RESET) -> None:
+        self._part(code)
         self._abort()
 
     def _discard(self) -> None:
@@ -352,9 +355,7 @@ class Edge(asyncio.BufferedProtocol):
     def _close(self) -> None:
         """Both directions have ended: an orderly close."""
         linger(self._fd, LINGER_OFF)
-        if self.stream is not None:
-            self.stream.detach()
-            self.stream = None
+        self._part(Code.NO_ERROR)
         self._transport.close()
 
     def _abort(self) -> None:

@@ -49,7 +49,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self.role = role
         self.decoder = Decoder(self.streams)
         self.first_bytes = b""  # what the other side said first, for an explanation when it does not speak our protocol
-        self.error: Exception | None = None
+        self.error: Exception | None = None  # why the tunnel ends, as soon as somebody knows
         self._core: Core
         self._slab = runtime.tunnel_slab
         self._short_slab = runtime.tunnel_slab[:SHARED_FRAME]

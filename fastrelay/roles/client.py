@@ -7,9 +7,11 @@ this side's exposures say, each from the moment when the relay has answered for 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import secrets
 import ssl
+import time
 from collections.abc import Callable
 from hashlib import sha256
 
@@ -23,9 +25,12 @@ from fastrelay.mux.stream import Stream
 from fastrelay.net.backoff import Backoff
 from fastrelay.net.changes import Changes
 from fastrelay.net.dial import Dial, Resolver
+from fastrelay.net.edge import Edge
 from fastrelay.net.link import Core, Link
 from fastrelay.net.runtime import Runtime
+from fastrelay.net.telling import Totals
 from fastrelay.net.tls import client_context, pin_fits
+from fastrelay.roles.targets import Asked
 from fastrelay.state import ClientState
 
 _CONNECT_TIME = 15.0
@@ -73,12 +78,27 @@ class Client:
         self._fatal: Exception | None = None
         self._lost: Exception | None = None
         self._complaints: dict[str, tuple[float, int]] = {}
+        self._label = ""  # of the session, in the logs of both sides
+        self._totals = Totals()
+        self._since = 0.0
 
     # --- life ----------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         changes = Changes(self.runtime, self._changed)
         self._running = asyncio.current_task()
+        config = self.config
+        log.note(
+            "client.started",
+            f"The client {config.name} begins.",
+            version=__version__,
+            pid=os.getpid(),
+            name=config.name,
+            key_id=self._token.key_id,
+            relay=config.relay.url,
+            exposures=[str(exposure) for exposure in config.exposures],
+            state=str(config.state),
+        )
         try:
             while True:
                 await self._connect()
@@ -100,7 +120,9 @@ class Client:
         """Ask the relay for no more visitors; `run` returns when the last stream has ended."""
         self._stopping = True
         if self._session is not None:
+            assert self._link is not None
             self._session.goaway(Code.SHUTDOWN, "the client is going down")
+            self._link.error = ProtocolError(Code.SHUTDOWN, "the client is going down")
             if self._drain_end is None:
                 self._drain_end = self.runtime.loop.call_later(wire.DRAIN_TIME, self._drain_over)
             self._idle_check()
@@ -110,7 +132,7 @@ class Client:
     def _drain_over(self) -> None:
         log.warning("client.drained", f"Streams still open after {wire.DRAIN_TIME} s were reset.")
         if self._link is not None:
-            self._link.abort(ConnectionAbortedError("the time to drain is over"))
+            self._link.abort(ProtocolError(Code.SHUTDOWN, "the time to drain is over"))
         if self._running is not None:
             self._running.cancel()
 
@@ -126,10 +148,17 @@ class Client:
         if self._running is not None:
             self._running.cancel()
         if self._link is not None:
-            self._link.abort(ConnectionAbortedError("the client has ended"))
+            self._link.abort(ProtocolError(Code.SHUTDOWN, "the client has ended"))
             await self._over.wait()
         await self.runtime.close()
         self._state.close()
+        log.note(
+            "client.stopped",
+            f"The client {self.config.name} has ended.",
+            pid=os.getpid(),
+            name=self.config.name,
+            cause="shutdown" if self._fatal is None else log.cause(self._lost),
+        )
 
     def _changed(self) -> None:
         """The machine woke up or its network changed: waiting is pointless, and the tunnel may be dead."""
@@ -179,6 +208,7 @@ class Client:
             f"{self._explain(self._lost)} Retry {self._backoff.failures} in {delay:.1f} s.",
             retry=self._backoff.failures,
             seconds=round(delay, 1),
+            cause=log.cause(self._lost),
         )
         self._retry.clear()
         try:
@@ -217,7 +247,11 @@ class Client:
         self._backoff.succeeded()
         self._once = True
         url = self.config.relay.url
-        log.info("tunnel.up", f"Connected to {url} as {self.config.name}.", relay=url, name=self.config.name)
+        self._session.on_refused = self._refused
+        self._label = welcome.session
+        self._totals = Totals()
+        self._since = self._session.now
+        log.info("tunnel.up", f"Connected to {url} as {self.config.name}.", **self._who())
         self._asked = dict(enumerate(self.config.exposures, 1))
         self._served = {}
         for number, exposure in self._asked.items():
@@ -231,6 +265,16 @@ class Client:
             return  # the try that it belonged to was given up before it ended
         if isinstance(error, ProtocolError) and not isinstance(error, RefusedError) and link.first_bytes[:1] == b"\x15":
             error = ConnectionAbortedError("it speaks TLS, and this client does not; use tls:// for it")
+        if self._session is not None:
+            cause = log.cause(error)
+            log.note(
+                "tunnel.down",
+                f"The tunnel to {self.config.relay.url} has ended: {cause}.",
+                **self._who(),
+                **self._totals.fields(),
+                seconds=round(time.monotonic() - self._since, 3),
+                cause=cause,
+            )
         self._lost = error
         self._link = None
         self._session = None
@@ -243,6 +287,7 @@ class Client:
         exposure = self._served.get(request.service)
         if exposure is None or link is None:
             stream.reset(Code.NO_SERVICE)
+            self._refused(stream, request, Code.NO_SERVICE)
             self._complain(
                 "service",
                 "service.unknown",
@@ -253,9 +298,11 @@ class Client:
             return
         if self._dialling >= wire.MAX_STREAMS:
             stream.reset(Code.LIMIT)  # a dial outlives a stream that is reset at once: they are bounded by themselves
+            self._refused(stream, request, Code.LIMIT)
             return
         if self.runtime.full:
             stream.reset(Code.LIMIT)
+            self._refused(stream, request, Code.LIMIT)
             self._complain(
                 "files",
                 "client.full",
@@ -263,27 +310,36 @@ class Client:
                 "Raise the limit with `ulimit -n`.",
             )
             return
-        target = exposure.target
+        asked = Asked(self._label, exposure, request.visitor, self._totals) if log.audited() else None
+
+        def done(code: Code, error: OSError | None) -> None:
+            self._dialling -= 1
+            if error is not None:
+                self._dial_failed(exposure.target, request.visitor, code, error)
+            if asked is not None and code is not Code.NO_ERROR:
+                asked.missed(stream, code, link)
+
         self._dialling += 1
-        Dial(
-            self.runtime,
-            self._resolver,
-            self._dials,
-            link,
-            stream,
-            target,
-            lambda code, error: self._dialled(target, request.visitor, code, error),
+        make = Edge if asked is None else asked.make
+        Dial(self.runtime, self._resolver, self._dials, link, stream, exposure.target, done, make)
+
+    def _refused(self, stream: Stream, request: wire.Open, code: Code) -> None:
+        log.note(
+            "stream.refused",
+            f"Refused a stream for visitor {request.visitor} of service {request.service}: {log.CAUSES[code]}.",
+            **self._who(),
+            service=request.service,
+            visitor=request.visitor,
+            stream=stream.id,
+            cause=log.CAUSES[code],
         )
 
-    def _dialled(self, target: Target, visitor: str, code: Code, error: OSError | None) -> None:
-        self._dialling -= 1
-        if code in (Code.NO_ERROR, Code.CANCEL):
-            return
+    def _dial_failed(self, target: Target, visitor: str, code: Code, error: OSError) -> None:
         what = {
             Code.REFUSED: "refused the connection",
             Code.DIAL_TIMEOUT: f"did not answer within {wire.DIAL_TIME} s",
             Code.LIMIT: "could not be connected, this process or machine has no room for another connection",
-        }.get(code, f"cannot be reached ({(error.strerror if error else '') or error})")
+        }.get(code, f"cannot be reached ({error.strerror or error})")
         hint = " Is the service running?" if code is Code.REFUSED else ""
         self._complain(
             str(target),
@@ -308,7 +364,7 @@ class Client:
                 self._fatal = StartError(text)
                 self._stopping = True
                 assert self._link is not None
-                self._link.abort(ConnectionAbortedError("refused"))
+                self._link.abort(ProtocolError(Code.CANCEL, "the relay does not expose what was asked for"))
             else:
                 log.error("service.refused", text, service=exposure.name, error=answer.error)
             return
@@ -326,8 +382,10 @@ class Client:
             self._reachable(exposure, *where)
 
     def on_goaway(self, code: Code, text: str) -> None:
-        if code is not Code.SHUTDOWN:
-            assert self._link is not None
+        assert self._link is not None
+        if code is Code.SHUTDOWN:
+            self._link.error = ProtocolError(code, text)
+        else:
             self._link.abort(ProtocolError(code, text))
 
     def on_idle(self) -> None:
@@ -337,6 +395,14 @@ class Client:
     def _idle_check(self) -> None:
         if self._link is not None and not self.streams:
             self._link.close()
+
+    def _who(self) -> dict[str, object]:
+        return {
+            "name": self.config.name,
+            "key_id": self._token.key_id,
+            "session": self._label,
+            "relay": self.config.relay.url,
+        }
 
     # --- words ---------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import secrets
 import ssl
 import time
@@ -23,6 +24,7 @@ from fastrelay.mux.stream import Stream
 from fastrelay.net.link import Core, Link, address
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
+from fastrelay.net.telling import Totals
 from fastrelay.net.tls import Identity, load_identity, make_identity, pins_of, server_context
 from fastrelay.networks import Networks
 from fastrelay.policy import Key
@@ -76,6 +78,18 @@ class Server:
         self.port = self._door.port
         self.keyring.start()
         self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
+        where = join_host(config.bind_host, self.port)
+        log.note(
+            "server.started",
+            f"The relay listens on {where}.",
+            version=__version__,
+            pid=os.getpid(),
+            bind=where,
+            ports=str(config.ports),
+            advertise=config.advertise,
+            state=str(config.state),
+            tls=not config.plaintext,
+        )
 
     async def drain(self) -> None:
         """Accept nobody new, let streams end for up to DRAIN_TIME, then close."""
@@ -83,9 +97,7 @@ class Server:
         if self._door is not None:
             self._door.close()
         for tunnel in list(self._tunnels.values()):
-            tunnel.withdraw()
-            tunnel.session.goaway(Code.SHUTDOWN, "the relay is going down")
-            tunnel.on_idle_check()
+            tunnel.wind_down("the relay is going down")
         try:
             async with asyncio.timeout(wire.DRAIN_TIME):
                 while self._tunnels:
@@ -101,7 +113,7 @@ class Server:
         if self._door is not None:
             self._door.close()
         for link in list(self._links):
-            link.abort(ConnectionAbortedError("the relay has ended"))
+            link.abort(ProtocolError(Code.SHUTDOWN, "the relay has ended"))
         while self._links:
             self._ended.clear()
             await self._ended.wait()
@@ -112,6 +124,7 @@ class Server:
         self._save()
         await self.runtime.close()
         self._state.close()
+        log.note("server.stopped", "The relay has ended.", pid=os.getpid())
 
     # --- tunnels -------------------------------------------------------------------------------------------------------
 
@@ -159,6 +172,7 @@ class Server:
             token=known.get("token"),
             key_id=known.get("key_id"),
             rule=known.get("rule"),
+            cause=log.cause(error),
         )
 
     # --- descriptors ---------------------------------------------------------------------------------------------------
@@ -212,7 +226,10 @@ class Tunnel:
         self._server = server
         self.link = link
         self.name = ""
+        self.label = secrets.token_urlsafe(6)  # of the session, in the logs of both sides
+        self.totals = Totals()
         self.services: dict[int, Service] = {}
+        self._since = 0.0
         self._theirs = wire.Settings()
         self._told_full = -_FULL_EVERY
 
@@ -229,25 +246,26 @@ class Tunnel:
         self._theirs = msgspec.structs.replace(theirs, max_streams=self.key.streams(theirs.max_streams))
         if isinstance(old, Tunnel):
             old.supersede()
-        return secrets.token_urlsafe(6), server.config.advertise
+        return self.label, server.config.advertise
 
     def begin(self) -> None:
         link = self.link
         self.session = link.begin(self, dialer=False, ours=self._server.settings, theirs=self._theirs)
         self._server.admitted(link, self)
-        log.info(
-            "client.connected",
-            f"Client {self.name} connected from {link.peer}.",
-            name=self.name,
-            client=link.peer,
-            token=self.key.label,
-            key_id=self.key.key_id,
-        )
+        self._since = self.session.now
+        self.session.on_refused = self._refused
+        log.info("client.connected", f"Client {self.name} connected from {link.peer}.", **self._who())
 
     # --- the session ---------------------------------------------------------------------------------------------------
 
     def on_open(self, stream: Stream, request: wire.Open) -> None:
         stream.reset(Code.NO_SERVICE)  # a relay serves nothing itself
+        self._refused(stream, request, Code.NO_SERVICE)
+
+    def _refused(self, stream: Stream, request: wire.Open, code: Code) -> None:
+        cause = log.CAUSES[code]
+        text = f"Refused a stream that {self.name} opened: {cause}."
+        log.note("stream.refused", text, **self._who(), stream=stream.id, cause=cause)
 
     def on_expose(self, request: wire.Expose) -> None:
         answer, rule = self._expose(request)
@@ -257,7 +275,7 @@ class Tunnel:
                 "service.ready",
                 f"Visitors of port {answer.port}{' from ' if request.visitors else ''}{', '.join(request.visitors)} "
                 f"reach {request.name} of {self.name}.",
-                name=self.name,
+                **self._who(),
                 service=request.name,
                 port=answer.port,
                 visitors=request.visitors,
@@ -266,12 +284,10 @@ class Tunnel:
             log.warning(
                 "service.refused",
                 f"Refused {request.name} of {self.name}: {answer.text}.",
-                name=self.name,
+                **self._who(),
                 service=request.name,
                 error=answer.error,
                 port=request.port,
-                token=self.key.label,
-                key_id=self.key.key_id,
                 rule=rule or None,
             )
 
@@ -280,10 +296,12 @@ class Tunnel:
 
     def on_goaway(self, code: Code, text: str) -> None:
         self.withdraw()
+        error = ProtocolError(code, text)
         if code is Code.SHUTDOWN:
+            self.link.error = error
             self.on_idle_check()
         else:
-            self.link.abort(ProtocolError(code, text))
+            self.link.abort(error)
 
     def on_idle(self) -> None:
         if self.session.going_away:
@@ -362,13 +380,18 @@ class Tunnel:
         log.warning(
             "service.limit",
             f"Client {self.name} has {most} visitors, as many as it or its token {self.key.label} takes at a time: new ones are reset.",
-            name=self.name,
-            token=self.key.label,
-            key_id=self.key.key_id,
+            **self._who(),
             limit=most,
         )
 
     # --- ends ----------------------------------------------------------------------------------------------------------
+
+    def wind_down(self, why: str) -> None:
+        """No new visitors; the tunnel is closed when the last one has gone."""
+        self.withdraw()
+        self.session.goaway(Code.SHUTDOWN, why)
+        self.link.error = ProtocolError(Code.SHUTDOWN, why)
+        self.on_idle_check()
 
     def supersede(self) -> None:
         """A newer session of the same client is here: its ports must be free before that one asks for them."""
@@ -382,11 +405,8 @@ class Tunnel:
         log.warning(
             "client.dismissed",
             f"Ended the session of client {self.name}: {error.text}.",
-            name=self.name,
-            client=self.link.peer,
+            **self._who(),
             code=error.code.name,
-            token=self.key.label,
-            key_id=self.key.key_id,
             rule=error.fields.get("rule"),
         )
 
@@ -394,7 +414,23 @@ class Tunnel:
         self.withdraw()
         self._server.registry.release(self.name, self, time.time())
         why = f": {_explain(error, b'')}" if error is not None else ""
-        log.info("client.gone", f"Client {self.name} is gone{why}.", name=self.name)
+        log.info(
+            "client.gone",
+            f"Client {self.name} is gone{why}.",
+            **self._who(),
+            **self.totals.fields(),
+            seconds=round(time.monotonic() - self._since, 3),
+            cause=log.cause(error),
+        )
+
+    def _who(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "token": self.key.label,
+            "key_id": self.key.key_id,
+            "session": self.label,
+            "client": self.link.peer,
+        }
 
 
 def _identity(config: ServerConfig, state: ServerState) -> Identity:

@@ -10,11 +10,12 @@ import socket
 from typing import TYPE_CHECKING
 
 from fastrelay import log
-from fastrelay.mux.stream import NOTHING
+from fastrelay.mux.stream import NOTHING, Stream
 from fastrelay.net.edge import Edge
 from fastrelay.net.link import address
 from fastrelay.net.listen import VisitorDoor
 from fastrelay.net.runtime import Runtime
+from fastrelay.net.telling import TellingEdge
 from fastrelay.networks import Networks
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _DENIED_EVERY = 10.0
 class Service:
     """One public port of a client, for everybody, or for those in `visitors` (protocol.md section 5.1)."""
 
-    __slots__ = ("_denied", "_last", "_loop", "_quiet", "door", "name", "number", "tunnel", "visitors")
+    __slots__ = ("_denied", "_last", "_loop", "_quiet", "door", "name", "number", "port", "tunnel", "visitors")
 
     def __init__(
         self,
@@ -47,7 +48,10 @@ class Service:
         self._last = ""
         self._quiet = False
         make = Visitor if visitors is None else ListedVisitor
+        if log.audited():
+            make = AuditedVisitor if visitors is None else AuditedListedVisitor
         self.door = VisitorDoor(runtime, sock, lambda: make(runtime, self))
+        self.port = self.door.port
 
     def deny(self, visitor: str) -> None:
         """Tell of a visitor that was reset because it is not in the list; of many, only their number."""
@@ -89,10 +93,14 @@ class Visitor(Edge):
         tunnel = service.tunnel
         stream = tunnel.session.open(NOTHING, service.number, address(transport.get_extra_info("peername")))
         if stream is None:
-            self.refuse()
+            self.turn_away("shutdown" if tunnel.session.going_away else "limit")
             tunnel.full()
         else:
             self.join(stream, tunnel.link)
+
+    def turn_away(self, cause: str) -> None:
+        """Nobody is there for this visitor, and this is why."""
+        self.refuse()
 
 
 class ListedVisitor(Visitor):
@@ -107,6 +115,54 @@ class ListedVisitor(Visitor):
             super().connection_made(transport)
             return
         Edge.connection_made(self, transport)
-        self.refuse()
+        self.turn_away("denied")
         if peer is not None:  # else it has gone before it could be asked
             service.deny(address(peer))
+
+
+class AuditedVisitor(TellingEdge, Visitor):
+    """A visitor of whom the audit log is told."""
+
+    near, far = "visitor-reset", "target-reset"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        service = self._service
+        visitor = address(transport.get_extra_info("peername"))
+        self._text = f"visitor {visitor} of {service.name} of {service.tunnel.name}"
+        self._who = _who(service, visitor)
+        super().connection_made(transport)
+
+    def turn_away(self, cause: str) -> None:
+        log.note("visitor.refused", f"Refused {self._text}: {cause}.", **self._who, cause=cause)
+        super().turn_away(cause)
+
+    def on_joined(self, stream: Stream) -> None:
+        log.note("visitor.opened", f"Accepted {self._text}.", **self._who, stream=stream.id)
+
+    def on_parted(self, stream: Stream, cause: str, seconds: float) -> None:
+        self._service.tunnel.totals.add(stream.sent, stream.received)
+        log.note(
+            "visitor.closed",
+            f"Closed {self._text}: {cause}.",
+            **self._who,
+            stream=stream.id,
+            bytes_in=stream.sent,
+            bytes_out=stream.received,
+            seconds=round(seconds, 6),
+            cause=cause,
+        )
+
+
+class AuditedListedVisitor(AuditedVisitor, ListedVisitor):
+    """The same, of a service with a list."""
+
+
+def _who(service: Service, visitor: str) -> dict[str, object]:
+    tunnel = service.tunnel
+    return {
+        "name": tunnel.name,
+        "session": tunnel.label,
+        "service": service.name,
+        "port": service.port,
+        "visitor": visitor,
+    }

@@ -1,0 +1,77 @@
+"""What the audit log is told about the targets of a client: one connection for each stream that the relay opens."""
+
+from __future__ import annotations
+
+import socket
+
+from fastrelay import log
+from fastrelay.config import Exposure
+from fastrelay.errors import Code
+from fastrelay.mux.stream import Stream
+from fastrelay.net.link import Link
+from fastrelay.net.runtime import Runtime
+from fastrelay.net.telling import TellingEdge, Totals
+
+
+class Target(TellingEdge):
+    """The connection to a target."""
+
+    near, far = "target-reset", "visitor-reset"
+
+    def __init__(self, runtime: Runtime, sock: socket.socket, asked: Asked) -> None:
+        super().__init__(runtime, sock)
+        self._asked = asked
+
+    def on_joined(self, stream: Stream) -> None:
+        self._asked.opened(stream)
+
+    def on_parted(self, stream: Stream, cause: str, seconds: float) -> None:
+        self._asked.closed(stream, cause, seconds)
+
+
+class Asked:
+    """One visitor's wish for a target."""
+
+    def __init__(self, session: str, exposure: Exposure, visitor: str, totals: Totals) -> None:
+        self._text = f"{exposure.target} for visitor {visitor} of {exposure.name}"
+        self._who = _who(session, exposure, visitor)
+        self._totals = totals
+
+    def make(self, runtime: Runtime, sock: socket.socket) -> Target:
+        return Target(runtime, sock, self)
+
+    def opened(self, stream: Stream) -> None:
+        log.note("target.opened", f"Connected {self._text}.", **self._who, stream=stream.id)
+
+    def closed(self, stream: Stream, cause: str, seconds: float) -> None:
+        self._totals.add(stream.received, stream.sent)
+        log.note(
+            "target.closed",
+            f"Closed {self._text}: {cause}.",
+            **self._who,
+            stream=stream.id,
+            bytes_in=stream.received,
+            bytes_out=stream.sent,
+            seconds=round(seconds, 6),
+            cause=cause,
+        )
+
+    def missed(self, stream: Stream, code: Code, link: Link) -> None:
+        """The dial has ended, and target and stream were not joined."""
+        cause = log.CAUSES[code]
+        if code is Code.CONNECTION_RESET:
+            cause = Target.far
+        elif code is Code.CANCEL:
+            cause = log.cause(link.error)
+        log.note(
+            "target.refused",
+            f"Did not connect {self._text}: {cause}.",
+            **self._who,
+            stream=stream.id,
+            bytes_in=stream.received,
+            cause=cause,
+        )
+
+
+def _who(session: str, exposure: Exposure, visitor: str) -> dict[str, object]:
+    return {"session": session, "service": exposure.name, "target": str(exposure.target), "visitor": visitor}
