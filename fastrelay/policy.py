@@ -182,6 +182,14 @@ def _one_of(patterns: tuple[str, ...], name: str) -> bool:
     return NAME.fullmatch(name) is not None and any(matches(pattern, name) for pattern in patterns)
 
 
+def check_label(label: str) -> None:
+    """Raises UsageError for what cannot be the label of a token: it has the form of a name, for by itself it is the client's."""
+    if not NAME.fullmatch(label):
+        raise UsageError(
+            f"The label {label!r} is not a name: use 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit, such as home-nas."
+        )
+
+
 # --- times -------------------------------------------------------------------------------------------------------------
 
 

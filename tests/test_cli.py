@@ -64,7 +64,12 @@ def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
             ("RELAY", "--expose", "--visitors", "--name", "--token", "--token-file", "--state", "--audit", "--loop"),
         ),
         (("demo",), ("--expose", "--loop")),
-        (("token",), ("show",)),
+        (("token",), ("new", "list", "show", "revoke", "rotate")),
+        (
+            ("token", "new"),
+            ("LABEL", "--ports", "--services", "--names", "--expires", "--max-streams", "--state", "--cert", "--key"),
+        ),
+        (("token", "rotate"), ("LABEL", "--keep", "--state")),
         (("token", "show"), ("--state", "--cert", "--key")),
     ],
 )

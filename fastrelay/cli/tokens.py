@@ -1,10 +1,21 @@
-"""`fastrelay token …`: what the relay's owner does with its tokens, on the relay's machine."""
+"""`fastrelay token …`: what the relay's owner does with its tokens, on the relay's machine. A relay that runs takes it in at once."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from fastrelay.cli.output import say
+from fastrelay.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastrelay.auth import Token
+    from fastrelay.policy import Grant, Key
+    from fastrelay.state import ServerState
 
 
 @click.group()
@@ -12,35 +23,275 @@ def token() -> None:
     """The relay's tokens; on the relay's machine."""
 
 
-@token.command("show")
-@click.option(
+_state = click.option(
     "--state",
     type=click.Path(path_type=Path),
     envvar="FASTRELAY_SERVER_STATE",
     show_envvar=True,
     help="The relay's state directory.",
 )
+
+
+def _identity(command: Callable[..., None]) -> Callable[..., None]:
+    cert = click.option(
+        "--cert",
+        type=click.Path(path_type=Path),
+        envvar="FASTRELAY_SERVER_CERT",
+        show_envvar=True,
+        help="The certificate that the relay is given, if any.",
+    )
+    key = click.option(
+        "--key",
+        type=click.Path(path_type=Path),
+        envvar="FASTRELAY_SERVER_KEY",
+        show_envvar=True,
+        help="The key of --cert.",
+    )
+    return cert(key(command))
+
+
+@token.command("new")
+@click.argument("label")
 @click.option(
-    "--cert",
-    type=click.Path(path_type=Path),
-    envvar="FASTRELAY_SERVER_CERT",
+    "--ports",
+    metavar="LIST",
+    default="",
     show_envvar=True,
-    help="The certificate that the relay is given, if any.",
+    help="Public ports, as in 20000-20009,443, or relay for the relay's own range; none if not given. Those below 1024 only by number.",
 )
 @click.option(
-    "--key",
-    type=click.Path(path_type=Path),
-    envvar="FASTRELAY_SERVER_KEY",
+    "--services",
+    metavar="NAMES",
+    default="*",
     show_envvar=True,
-    help="The key of --cert.",
+    help="Names of services between commas, with * for any characters; all if not given.",
 )
-def show(state: Path | None, cert: Path | None, key: Path | None) -> None:
-    """Print the first token: whoever has it may expose services on this relay."""
-    from fastrelay.net.tls import load_identity, pins_of
+@click.option(
+    "--names",
+    metavar="NAMES",
+    show_envvar=True,
+    help="Names of clients in the same form; only LABEL if not given.",
+)
+@click.option(
+    "--expires",
+    metavar="WHEN",
+    show_envvar=True,
+    help="30d, 12h or 90m from now, or the last day (UTC), as in 2030-12-31; never if not given.",
+)
+@click.option(
+    "--max-streams",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    show_envvar=True,
+    help="Visitors that a client may have at a time.",
+)
+@_state
+@_identity
+def new(
+    label: str,
+    ports: str,
+    services: str,
+    names: str | None,
+    expires: str | None,
+    max_streams: int | None,
+    state: Path | None,
+    cert: Path | None,
+    key: Path | None,
+) -> None:
+    """Make a token called LABEL and print it, this once.
+
+    It grants nothing but what is said here.
+    """
+    from fastrelay.policy import Grant, Key, Ports, check_label, parse_expiry, parse_patterns
+    from fastrelay.state.tokens import new_token
+
+    now = time.time()
+    check_label(label)
+    grant = Grant(
+        names=(label,) if names is None else parse_patterns(names, "client"),
+        services=parse_patterns(services, "service"),
+        ports=str(Ports.parse(ports)),
+        max_streams=max_streams or 0,
+        expires=0.0 if expires is None else parse_expiry(expires, now),
+    )
+    kept = _open(state)
+    pins = _pins(kept, cert, key)
+    made = new_token()
+    with kept.tokens.edit() as keys:
+        if any(other.label == label for other in keys):
+            raise UsageError(
+                f"There is a token {label!r} already: choose another label, or make a new secret for it with "
+                f"`fastrelay token rotate {label}`."
+            )
+        keys.append(Key.made(made, label, grant, now))
+    _hand_out(made, pins, label, grant)
+
+
+@token.command("list")
+@_state
+def list_(state: Path | None) -> None:
+    """Print a table of all tokens; no secrets."""
+    from fastrelay.policy import show_time
+
+    rows = [("LABEL", "KEY", "PORTS", "NAMES", "SERVICES", "EXPIRES", "CREATED")]
+    for key in _open(state).tokens.all():
+        grant = key.grant
+        rows.append(
+            (
+                key.label,
+                key.key_id,
+                grant.ports or "-",
+                ",".join(grant.names) or "-",
+                ",".join(grant.services) or "-",
+                show_time(grant.expires) if grant.expires else "-",
+                show_time(key.created),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@token.command("show")
+@click.argument("label", required=False)
+@_state
+@_identity
+def show(label: str | None, state: Path | None, cert: Path | None, key: Path | None) -> None:
+    """Print the first token, or what the token LABEL grants.
+
+    Whoever has the first token may expose services under every name, on the ports that the relay was started with.
+    """
+    kept = _open(state)
+    if label is None:
+        click.echo(kept.token(_pins(kept, cert, key)).text())
+        return
+    found = [one for one in kept.tokens.all() if one.label == label]
+    if not found:
+        raise _unknown(label)
+    click.echo("\n\n".join(map(_description, found)))
+
+
+@token.command("revoke")
+@click.argument("label")
+@_state
+def revoke(label: str, state: Path | None) -> None:
+    """End the token LABEL, and the sessions of its clients."""
+    with _open(state).tokens.edit() as keys:
+        left = [key for key in keys if key.label != label]
+        if len(left) == len(keys):
+            raise _unknown(label)
+        keys[:] = left
+    say(f"The token {label!r} is revoked; a relay that runs ends its sessions within a second.")
+
+
+@token.command("rotate")
+@click.argument("label")
+@click.option(
+    "--keep", metavar="TIME", show_envvar=True, help="The old one is good for 30d, 12h or 90m more, not only until now."
+)
+@_state
+@_identity
+def rotate(label: str, keep: str | None, state: Path | None, cert: Path | None, key: Path | None) -> None:
+    """Make a new secret for the token LABEL and print it, this once."""
+    from msgspec.structs import replace
+
+    from fastrelay.auth import Verifier
+    from fastrelay.policy import parse_duration, show_time
+    from fastrelay.state.tokens import new_token
+
+    now = time.time()
+    end = now + parse_duration(keep) if keep is not None else 0.0
+    kept = _open(state)
+    pins = _pins(kept, cert, key)
+    made = new_token()
+    with kept.tokens.edit() as keys:
+        old = [one for one in keys if one.label == label]
+        if not old:
+            raise _unknown(label)
+        current = old[-1]
+        if over := current.expired(now):
+            raise UsageError(
+                f"The time of a new secret would be over too, for {over.text}: revoke this one first, and give the new one the same label."
+            )
+        keys[:] = [one for one in keys if one.label != label]
+        for one in old:
+            if keep is not None and not one.expired(now):
+                until = min(one.grant.expires or end, end)
+                keys.append(replace(one, grant=replace(one.grant, expires=until)))
+        verifier = Verifier.of(made)
+        keys.append(
+            replace(
+                current,
+                key_id=verifier.key_id,
+                stored_key=verifier.stored_key,
+                server_key=verifier.server_key,
+                created=now,
+            )
+        )
+    _hand_out(made, pins, label, current.grant)
+    if keep is None:
+        say("The old one is revoked; a relay that runs ends its sessions within a second.")
+    else:
+        say(f"The old one is good until {show_time(end)} at most.")
+
+
+# --- what they share ---------------------------------------------------------------------------------------------------
+
+
+def _open(state: Path | None) -> ServerState:
     from fastrelay.state import ServerState, default_state
 
-    kept = ServerState.open(state or default_state("server"), read_only=True)
+    return ServerState.open(state or default_state("server"), read_only=True)
+
+
+def _pins(kept: ServerState, cert: Path | None, key: Path | None) -> tuple[bytes, ...]:
+    """What the tokens of this relay carry."""
+    from fastrelay.net.tls import load_identity, pins_of
+
     paths = (cert, key) if cert is not None and key is not None else kept.identity_paths
     # A relay with --plaintext has never needed a certificate.
-    identity = load_identity(*paths) if paths[0].exists() or cert is not None else None
-    click.echo(kept.token(pins_of(identity)).text())
+    return pins_of(load_identity(*paths) if paths[0].exists() or cert is not None else None)
+
+
+def _unknown(label: str) -> UsageError:
+    return UsageError(f"There is no token {label!r}: `fastrelay token list` shows those that there are.")
+
+
+def _hand_out(made: Token, pins: tuple[bytes, ...], label: str, grant: Grant) -> None:
+    """The token alone on stdout; on stderr what to do with it."""
+    from fastrelay.auth import Token
+
+    click.echo(Token(made.key_id, made.secret, pins).text())
+    name = "" if "*" in grant.names else f" --name {_example(grant.names, 'NAME')}"
+    service = "" if "*" in grant.services else f"{_example(grant.services, 'NAME')}="
+    say(
+        f"\nThis is the token {label!r}, which is shown this once. On the machine to reach, with this machine for RELAY and a file that holds "
+        f"the token for FILE, run:\n\n    fastrelay client RELAY{name} --expose {service}22 --token-file FILE\n"
+    )
+    if not grant.ports:
+        say(
+            "It grants no public port, so a client cannot expose anything with it. One that does is made like this: "
+            "`fastrelay token new LABEL --ports 20000-20009`.\n"
+        )
+
+
+def _example(patterns: tuple[str, ...], otherwise: str) -> str:
+    return next((pattern for pattern in patterns if "*" not in pattern), otherwise)
+
+
+def _description(key: Key) -> str:
+    from fastrelay.policy import show_time
+
+    grant = key.grant
+    over = " (over)" if key.expired(time.time()) else ""
+    rows = {
+        "label": key.label,
+        "key": key.key_id,
+        "ports": grant.ports or "none",
+        "names": ",".join(grant.names) or "none",
+        "services": ",".join(grant.services) or "none",
+        "streams": str(grant.max_streams or "as many as the client takes"),
+        "expires": f"{show_time(grant.expires)}{over}" if grant.expires else "never",
+        "created": show_time(key.created),
+    }
+    return "\n".join(f"{name:<10}{value}" for name, value in rows.items())

@@ -1,0 +1,231 @@
+"""`fastrelay token …` beside a relay's state: what is printed where, and what is then in tokens.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fastrelay.auth import Token
+from fastrelay.net.tls import load_identity, make_identity
+from fastrelay.policy import FIRST_GRANT, Grant, Key
+from fastrelay.state import ServerState
+from tests.support.grants import make_token
+from tests.test_cli import fastrelay
+
+Typed = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def relay(tmp_path: Path) -> Iterator[ServerState]:
+    """The state of a relay that runs."""
+    state = ServerState.open(tmp_path / "server")
+    yield state
+    state.close()
+
+
+@pytest.fixture
+def typed(relay: ServerState, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """`typed("list")`: exit code, stdout and stderr of `fastrelay token list`."""
+    return lambda *words: fastrelay(capsys, monkeypatch, "token", *words, "--state", str(relay.path))
+
+
+def keys(relay: ServerState, label: str) -> list[Key]:
+    relay.reload()
+    return [key for key in relay.keys.values() if key.label == label]
+
+
+def handed_out(answer: tuple[int, str, str]) -> Token:
+    """The token that was printed: alone on stdout, and nowhere else."""
+    code, out, err = answer
+    assert code == 0, err
+    token = Token.parse(out)
+    assert out == f"{token.text()}\n"
+    assert token.text() not in err and token.text().split(".")[2] not in err
+    return token
+
+
+# --- new ---------------------------------------------------------------------------------------------------------------
+
+
+def test_new(relay: ServerState, typed: Typed) -> None:
+    answer = typed("new", "home", "--ports", "20000-20009, 443")
+    token = handed_out(answer)
+    assert "fastrelay client RELAY --name home --expose 22 --token-file FILE" in answer[2]
+    assert "no public port" not in answer[2]
+    (key,) = keys(relay, "home")
+    assert key == Key.made(token, "home", Grant(("home",), ("*",), "20000-20009,443"), key.created)
+    assert abs(time.time() - key.created) < 60
+    assert token.secret.hex() not in (relay.path / "tokens.json").read_text()
+
+
+def test_new_with_everything(relay: ServerState, typed: Typed) -> None:
+    answer = typed(
+        "new", "lab", "--names", "lab-*,bench", "--services", "web", "--ports", "relay", "--expires", "30d", "--max-streams", "5"
+    )  # fmt: skip
+    handed_out(answer)
+    assert "--name bench --expose web=22" in answer[2]
+    (key,) = keys(relay, "lab")
+    assert abs(key.grant.expires - time.time() - 30 * 86400) < 60
+    assert key.grant.same_but_time(Grant(("lab-*", "bench"), ("web",), "relay", 5))
+
+
+def test_new_without_ports_says_so(relay: ServerState, typed: Typed) -> None:
+    answer = typed("new", "home", "--names", "*")
+    handed_out(answer)
+    assert "no public port" in answer[2] and "--ports 20000-20009" in answer[2]
+    assert "fastrelay client RELAY --expose 22" in answer[2], "any name will do"
+    assert keys(relay, "home")[0].grant == Grant(("*",), ("*",))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("first",), "`fastrelay token rotate first`"),
+        (("Home",), "'Home'"),
+        (("x" * 64,), "1 to 63"),
+        (("home", "--ports", "1-100"), "443,1024-2000"),
+        (("home", "--ports", "all"), "'all'"),
+        (("home", "--names", ""), "client names"),
+        (("home", "--services", "A"), "service names"),
+        (("home", "--expires", "soon"), "30d"),
+        (("home", "--expires", "2020-01-01"), "over"),
+        (("home", "--max-streams", "0"), "max-streams"),
+        (("home", "--max-streams", "65536"), "max-streams"),
+        (("home", "--hosts", "*"), "No such option"),
+        ((), "LABEL"),
+    ],
+)
+def test_new_that_is_refused_makes_nothing(relay: ServerState, typed: Typed, words: tuple[str, ...], told: str) -> None:
+    code, out, err = typed("new", *words)
+    assert (code, out) == (2, "") and told in err
+    assert not relay.reload()
+
+
+def test_tokens_carry_the_pin(relay: ServerState, typed: Typed) -> None:
+    assert handed_out(typed("new", "plain", "--ports", "relay")).pins == ()
+    make_identity(*relay.identity_paths)
+    pin = load_identity(*relay.identity_paths).pin
+    assert handed_out(typed("new", "home", "--ports", "relay")).pins == (pin,)
+    assert handed_out(typed("rotate", "home")).pins == (pin,)
+    assert handed_out(typed("show")).pins == (pin,)
+
+
+# --- list and show -----------------------------------------------------------------------------------------------------
+
+
+def test_list(relay: ServerState, typed: Typed) -> None:
+    typed("new", "a-longer-label", "--expires", "2099-12-31")
+    code, out, err = typed("list")
+    assert (code, err) == (0, "")
+    head, first, second = out.splitlines()
+    assert head.split() == ["LABEL", "KEY", "PORTS", "NAMES", "SERVICES", "EXPIRES", "CREATED"]
+    (key,) = keys(relay, "a-longer-label")
+    assert second.split()[:6] == ["a-longer-label", key.key_id, "-", "a-longer-label", "*", "2100-01-01T00:00Z"]
+    assert first.split()[0] == "first" and first.split()[2:6] == ["relay", "*", "*", "-"]
+    assert {line.index(word) for line, word in ((head, "KEY"), (second, key.key_id))} == {16}, "columns are aligned"
+    assert relay.token(()).text().split(".")[2] not in out
+
+
+def test_show_a_label(relay: ServerState, typed: Typed) -> None:
+    typed("new", "home", "--ports", "20000", "--expires", "1d")
+    code, out, err = typed("show", "home")
+    assert (code, err) == (0, "")
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert rows["ports"] == "20000" and rows["names"] == "home" and rows["services"] == "*"
+    assert rows["key"] == keys(relay, "home")[0].key_id
+    assert "fr1." not in typed("show", "first")[1]
+    code, out, err = typed("show", "nobody")
+    assert (code, out) == (2, "") and "'nobody'" in err and "`fastrelay token list`" in err
+
+
+def test_show_alone_is_the_first_token(relay: ServerState, typed: Typed) -> None:
+    assert handed_out(typed("show")) == relay.token(())
+
+
+# --- revoke ------------------------------------------------------------------------------------------------------------
+
+
+def test_revoke(relay: ServerState, typed: Typed) -> None:
+    typed("new", "home")
+    code, out, err = typed("revoke", "home")
+    assert (code, out) == (0, "") and "within a second" in err
+    assert not keys(relay, "home") and keys(relay, "first")
+    assert handed_out(typed("show")) == relay.token(())
+    code, out, err = typed("revoke", "home")
+    assert (code, out) == (2, "") and "There is no token 'home'" in err
+
+
+def test_revoke_first(relay: ServerState, typed: Typed) -> None:
+    assert typed("revoke", "first")[0] == 0
+    assert not (relay.path / "first-token").exists() and not keys(relay, "first")
+    code, out, err = typed("show")
+    assert (code, out) == (3, "") and "no longer kept" in err
+
+
+# --- rotate ------------------------------------------------------------------------------------------------------------
+
+
+def test_rotate(relay: ServerState, typed: Typed) -> None:
+    old = handed_out(typed("new", "home", "--ports", "20000", "--expires", "30d"))
+    (before,) = keys(relay, "home")
+    new = handed_out(typed("rotate", "home"))
+    assert new.key_id != old.key_id and new.secret != old.secret
+    (after,) = keys(relay, "home")
+    assert after == Key.made(new, "home", before.grant, after.created)
+
+
+def test_rotate_first_is_not_kept_in_clear(relay: ServerState, typed: Typed) -> None:
+    new = handed_out(typed("rotate", "first"))
+    (key,) = keys(relay, "first")
+    assert (key.key_id, key.grant) == (new.key_id, FIRST_GRANT)
+    assert not (relay.path / "first-token").exists()
+
+
+def test_rotate_and_keep(relay: ServerState, typed: Typed) -> None:
+    typed("new", "home", "--ports", "20000")
+    (before,) = keys(relay, "home")
+    typed("rotate", "home", "--keep", "12h")
+    old, new = keys(relay, "home")
+    assert old.same_token(before) and old.grant.same_but_time(before.grant)
+    assert abs(old.grant.expires - time.time() - 43200) < 60 and not new.grant.expires
+    # Once more: none of the old ones lives longer than it would have.
+    typed("rotate", "home", "--keep", "30d")
+    oldest, older, newest = keys(relay, "home")
+    assert oldest == old and older.same_token(new) and older.grant.expires > old.grant.expires
+    assert not newest.grant.expires
+    typed("revoke", "home")
+    assert not keys(relay, "home"), "all of them"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(("nobody",), "There is no token"), (("first", "--keep", "x"), "30d"), (("first", "--keep", "0d"), "30d")],
+)
+def test_rotate_that_is_refused(relay: ServerState, typed: Typed, words: tuple[str, ...], told: str) -> None:
+    code, out, err = typed("rotate", *words)
+    assert (code, out) == (2, "") and told in err
+    assert not relay.reload() and relay.tokens.first()
+
+
+def test_rotate_a_token_that_is_over(relay: ServerState, typed: Typed) -> None:
+    make_token(relay.path, "home", expires=1)
+    code, out, err = typed("rotate", "home")
+    assert (code, out) == (2, "") and "expired" in err and "revoke" in err
+    assert "(over)" in typed("show", "home")[1]
+
+
+# --- without a relay ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [("new", "home"), ("list",), ("show",), ("show", "home"), ("revoke", "home"), ("rotate", "home")]
+)
+def test_where_no_relay_was_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    code, out, err = fastrelay(capsys, monkeypatch, "token", *words, "--state", str(tmp_path / "none"))
+    assert (code, out) == (3, "") and "`fastrelay server`" in err
+    assert not (tmp_path / "none").exists()
