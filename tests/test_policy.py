@@ -324,6 +324,33 @@ def test_keys_are_read_back(grant: Grant, label: str) -> None:
     assert again == one and again.same_token(one)
 
 
+odd = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 70_000),
+    st.floats(),
+    st.sampled_from(["", "*", "home", "relay", "1-9", "20000-20009", "é"]),
+)
+members = ["names", "services", "ports", "max_streams", "expires", "label", "created", "key_id", "stored_key", "hosts"]
+
+
+@given(st.dictionaries(st.sampled_from(members), odd | st.lists(odd, max_size=3)))
+def test_any_record_is_a_grant_or_an_error(record: dict[str, object]) -> None:
+    """And a grant that was read can be asked everything."""
+    good = msgspec.to_builtins(key(names=["home"]))
+    form = {**good, **{name: record[name] for name in record if name in good}}
+    form["grant"] = {name: value for name, value in record.items() if name not in good}
+    with contextlib.suppress(msgspec.ValidationError):
+        one = msgspec.json.decode(msgspec.json.encode(form), type=Key)
+        one.refuse_name("home")
+        one.refuse_service("home")
+        one.expired(NOON)
+        assert one.streams(10) <= 10
+        allowed = one.ports(RANGE, OWN)
+        assert allowed.refusal(OWN) is not None and allowed.refusal(80) is not None
+        assert OWN not in list(allowed)
+
+
 def test_what_counts_as_another_grant() -> None:
     one = Grant(names=("home",), services=("*",), ports="20000", max_streams=5, expires=1.0)
     assert one.same_but_time(msgspec.structs.replace(one, expires=2.0))
