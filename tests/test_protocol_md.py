@@ -5,6 +5,7 @@ The vectors of the proof are in tests/test_auth.py.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import re
@@ -17,6 +18,7 @@ from fastrelay.errors import Code
 from fastrelay.mux import credit, floods, pace, session
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
+from fastrelay.net import gate
 from fastrelay.networks import Networks
 from fastrelay.wire import Kind
 from tests.support.pair import Clock, Side
@@ -143,6 +145,11 @@ def test_what_is_charged() -> None:
     heads, rows = table("12", 1)
     assert heads == ["charged", "by", "burst", "rate"]
     assert [(name, int(burst), int(rate)) for name, _, burst, rate in rows] == list(floods.ROWS)
+
+
+def test_limits_on_strangers() -> None:
+    _, rows = table("12.1")
+    assert {name: int(value) for name, value, *_ in rows} == dataclasses.asdict(gate.Limits())
 
 
 @pytest.mark.parametrize(("number", "rows", "states"), [("7.1", SEND, Send), ("7.2", RECV, Recv)], ids=["SEND", "RECV"])

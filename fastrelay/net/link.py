@@ -76,7 +76,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self._limit_queue(UNSENT_FIRST)
         # The time of TLS counts as well: a link is made when the connection is.
         left = self._made + wire.HANDSHAKE_TIME - time.monotonic()
-        self._timer = self.runtime.loop.call_later(max(0.0, left), self._too_slow)
+        self._timer = self.runtime.loop.call_later(max(0.0, left), self.too_slow)
         try:
             self._core = self.role.on_connected(self)
         except FastrelayError as error:
@@ -256,7 +256,8 @@ class Link(Outbox, asyncio.BufferedProtocol):
     def _transport_abort(self) -> None:
         self.transport.abort()
 
-    def _too_slow(self) -> None:
+    def too_slow(self) -> None:
+        """The time for the handshake is over."""
         self.goodbye(ProtocolError(Code.TIMEOUT, f"the handshake took longer than {wire.HANDSHAKE_TIME} s"))
 
 

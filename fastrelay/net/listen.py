@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
+import time
 from collections.abc import Callable
+from typing import Protocol
 
+from fastrelay.errors import Code, ProtocolError, RefusedError
+from fastrelay.net.gate import End, Gate, Limits, Reached, Stranger, source_of
+from fastrelay.net.link import Link, address
 from fastrelay.net.options import LINGER_RESET, unpace
 from fastrelay.net.runtime import Runtime
+from fastrelay.net.tally import PERIOD, Tally
 from fastrelay.wire import GOODBYE_TIME, HANDSHAKE_TIME
 
 BACKLOG = 4096
 """With the usual 100, a stall of 0.4 s loses two thirds of 1,000 visitors."""
-_ACCEPTS_PER_TURN = 64
+_ACCEPTS_PER_TURN = 8
+"""Fewer than a source may have: a crowd must not push out in one turn those who were about to get through."""
 _COME_BACK = 0.1
 """Seconds until the next try when no descriptor was left."""
-_MOST_GREETINGS = 1000
-"""Tunnel connections that may be in their handshake at once."""
+_LINES_PER_SOURCE = 10
+"""Refusals of one source that get a line of their own in a period; the others are counted."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -95,23 +103,60 @@ class VisitorDoor:
             await self._server.start_serving()
 
 
+class Porter(Protocol):
+    """Whom a tunnel door tells what happened to strangers; it is not told more often than a log can bear."""
+
+    def refused(self, who: str, error: Exception | None, first: bytes) -> None:
+        """A connection did not become a session; `first` is what it said first, as far as that is known."""
+
+    def limited(self, limit: str, source: str, count: int) -> None:
+        """A limit on strangers was reached, or, with `count`, was so often since that was said last; `source` "" stands for several."""
+
+    def refused_more(self, source: str, count: int) -> None:
+        """So many more of a source were refused; `source` "" stands for several."""
+
+
+class Knock(Stranger):
+    """A connection to the tunnel port, until it is admitted or closed."""
+
+    __slots__ = ("address", "link", "reading", "sock", "stands", "timer")
+
+    timer: asyncio.TimerHandle
+
+    def __init__(self, sock: socket.socket, who: object) -> None:
+        super().__init__(source_of(str(who[0])) if isinstance(who, tuple) else "")
+        self.sock = sock
+        self.address = address(who)
+        self.link: Link | None = None
+        self.reading = False  # the loop tells when it speaks
+        self.stands = False  # TLS included: from now on the link closes it
+
+
 class TunnelDoor:
-    """Where clients connect. The TLS handshake runs before a protocol exists; failed ones are told to `failed(address, error)`."""
+    """Where clients connect. Nothing is begun for a connection before it has said something and it is its turn (`net.gate`); the TLS
+    handshake runs before a protocol exists. Whoever made the door tells it when a link is admitted or has ended.
+    """
 
     def __init__(
         self,
         runtime: Runtime,
         sock: socket.socket,
         context: ssl.SSLContext | None,
-        make: Callable[[], asyncio.BaseProtocol],
-        failed: Callable[[object, Exception], None],
+        make: Callable[[], Link],
+        porter: Porter,
+        limits: Limits,
     ) -> None:
         self._runtime = runtime
         self._sock = sock
         self._context = context
         self._make = make
-        self._failed = failed
-        self._greeting = 0
+        self._porter = porter
+        self.gate: Gate[Knock] = Gate(limits)
+        self._links: dict[Link, Knock] = {}
+        self._tally = Tally()
+        self._sum_up: asyncio.TimerHandle | None = None
+        self._turn: asyncio.TimerHandle | None = None
+        self._held: set[Knock] = set()  # not greeted yet
         runtime.loop.add_reader(sock.fileno(), self._accept)
 
     @property
@@ -119,24 +164,52 @@ class TunnelDoor:
         return int(self._sock.getsockname()[1])
 
     def close(self) -> None:
+        """Nobody comes in any more, and those who wait are closed; those who are being greeted go on."""
         if self._sock.fileno() >= 0:
             self._runtime.loop.remove_reader(self._sock.fileno())
             self._sock.close()
+        for knock in list(self._held):
+            self._send_away(knock)
+            self.gate.end(knock, End.EXCUSED, time.monotonic())
+        if self._turn is not None:
+            self._turn.cancel()
+        if self._sum_up is not None:
+            self._sum_up.cancel()
+            self._tell_sums()
+
+    def admitted(self, link: Link) -> None:
+        """A link's peer has proved who it is."""
+        knock = self._links.pop(link)
+        knock.timer.cancel()
+        self.gate.end(knock, End.ADMITTED, time.monotonic())
+
+    def ended(self, link: Link, error: Exception | None) -> None:
+        """A link that was not admitted is gone."""
+        knock = self._links.pop(link, None)
+        if knock is not None:
+            self._over(knock, error, _how(error), link.first_bytes)
+
+    # --- before it is greeted ------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
             try:
-                sock, address = self._sock.accept()
-            except OSError as error:
-                if not isinstance(error, BlockingIOError):
-                    self._failed("", error)
-                    self._pause()
+                sock, who = self._sock.accept()
+            except BlockingIOError:
                 return
-            if self._greeting >= _MOST_GREETINGS:
-                sock.close()
-                continue
-            self._greeting += 1
-            self._runtime.spawn(self._runtime.loop.create_task(self._greet(sock, address)))
+            except OSError as error:
+                self._tell_refusal("", "", error, b"")
+                self._pause()
+                return
+            sock.setblocking(False)
+            knock = Knock(sock, who)
+            knock.timer = self._runtime.loop.call_later(HANDSHAKE_TIME, self._late, knock)
+            goes = self.gate.arrive(knock, time.monotonic())
+            self._held.add(knock)
+            if goes is not None:
+                self._send_away(goes)
+            self._hear(knock)
+            self._tell_news()
 
     def _pause(self) -> None:
         """No descriptor was left: come back in a moment instead of spinning."""
@@ -149,18 +222,157 @@ class TunnelDoor:
 
         loop.call_later(_COME_BACK, again)
 
-    async def _greet(self, sock: socket.socket, address: object) -> None:
+    def _hear(self, knock: Knock) -> None:
+        """See whether it has said something; what it said stays where it is."""
         try:
-            sock.setblocking(False)
+            said = knock.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            if not knock.reading:
+                knock.reading = True
+                self._runtime.loop.add_reader(knock.sock.fileno(), self._hear, knock)
+            return
+        except OSError as error:
+            self._send_away(knock)
+            self._over(knock, error, End.UNFINISHED)
+            return
+        if not said:
+            self._send_away(knock)
+            self._over(knock, None, End.UNFINISHED)
+            return
+        self._stop_reading(knock)
+        self.gate.speak(knock, time.monotonic())
+        self._next()
+
+    def _stop_reading(self, knock: Knock) -> None:
+        if knock.reading:
+            knock.reading = False
+            self._runtime.loop.remove_reader(knock.sock.fileno())
+
+    def _next(self) -> None:
+        """Greet those whose turn it is."""
+        gate = self.gate
+        now = time.monotonic()
+        while (knock := gate.candidate(now)) is not None:
+            if knock.slow and _hung_up(knock.sock):  # it did not wait for its turn, which is then another's
+                self._send_away(knock)
+                self._over(knock, None, End.UNFINISHED)
+                continue
+            goes = gate.begin(knock, now)
+            if goes is not None:
+                self._send_away(goes)
+            self._held.discard(knock)
+            self._runtime.spawn(self._runtime.loop.create_task(self._greet(knock)))
+        due = gate.due(now)
+        if due is not None and self._turn is None:
+            self._turn = self._runtime.loop.call_later(due, self._next_in_lane)
+
+    def _next_in_lane(self) -> None:
+        self._turn = None
+        self._next()
+        self._tell_news()
+
+    # --- while it is greeted -------------------------------------------------------------------------------------------
+
+    async def _greet(self, knock: Knock) -> None:
+        def link() -> Link:
+            knock.link = made = self._make()
+            self._links[made] = knock
+            return made
+
+        sock = knock.sock
+        try:
             with contextlib.suppress(OSError):
                 # SO_LINGER of the listener is for visitors: a tunnel's GOAWAY must not be cut off by a reset.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
             timeouts = (
                 {"ssl_handshake_timeout": HANDSHAKE_TIME, "ssl_shutdown_timeout": GOODBYE_TIME} if self._context else {}
             )
-            await self._runtime.loop.connect_accepted_socket(self._make, sock, ssl=self._context, **timeouts)
+            await self._runtime.loop.connect_accepted_socket(link, sock, ssl=self._context, **timeouts)
+            knock.stands = True
+        except asyncio.CancelledError:
+            knock.timer.cancel()
+            raise
         except (OSError, ssl.SSLError, TimeoutError) as error:
             sock.close()
-            self._failed(address, error)
-        finally:
-            self._greeting -= 1
+            if knock.link is not None:
+                self._links.pop(knock.link, None)
+            self._over(knock, error, End.UNFINISHED)
+
+    def _late(self, knock: Knock) -> None:
+        """Its time is over, whatever it has done with it."""
+        if knock.stands and knock.link is not None:
+            knock.link.too_slow()  # which says so, and tells us when it has ended
+            return
+        # That it waited for its turn is our doing.
+        how = End.EXCUSED if knock.waiting else End.UNFINISHED if knock.silent else End.SLOW
+        self._send_away(knock)
+        self._over(knock, TimeoutError(), how)
+
+    # --- the end -------------------------------------------------------------------------------------------------------
+
+    def _send_away(self, knock: Knock) -> None:
+        """Close it, in whatever state it is."""
+        knock.timer.cancel()
+        self._stop_reading(knock)
+        if knock in self._held:
+            self._held.discard(knock)
+            knock.sock.close()
+        elif knock.stands and knock.link is not None:
+            knock.link.abort(ConnectionAbortedError("others came while it was silent"))
+        else:  # in TLS: a handshake ends cleanly only by itself, on the end of its input
+            with contextlib.suppress(OSError):
+                knock.sock.shutdown(socket.SHUT_RDWR)
+
+    def _over(self, knock: Knock, error: Exception | None, how: End, first: bytes = b"") -> None:
+        knock.timer.cancel()
+        if knock.gone:
+            return
+        self.gate.end(knock, how, time.monotonic())
+        self._tell_refusal(knock.source, knock.address, error, first)
+        self._tell_news()
+
+    # --- what is told --------------------------------------------------------------------------------------------------
+
+    def _tell_refusal(self, source: str, who: str, error: Exception | None, first: bytes) -> None:
+        if self._tell("", source, _LINES_PER_SOURCE):
+            self._porter.refused(who, error, first)
+
+    def _tell_news(self) -> None:
+        news = self.gate.news
+        for what, who in news:
+            source = "" if what is Reached.ALL else who  # of all, it matters that it is reached, not by whom
+            if self._tell(what.value, source, 1):
+                self._porter.limited(what.value, source, 0)
+        news.clear()
+
+    def _tell(self, what: str, source: str, first: int) -> bool:
+        if self._sock.fileno() < 0:
+            return False  # the end of the relay is no refusal
+        if self._sum_up is None:
+            self._sum_up = self._runtime.loop.call_later(PERIOD, self._tell_sums)
+        return self._tally.tell(what, source, first)
+
+    def _tell_sums(self) -> None:
+        self._sum_up = None
+        for what, source, count in self._tally.sums():
+            if what:
+                self._porter.limited(what, source, count)
+            else:
+                self._porter.refused_more(source, count)
+
+
+def _how(error: Exception | None) -> End:
+    """How a link ended that was not admitted. What the other side says itself of the reason counts for nothing."""
+    if isinstance(error, ProtocolError) and not isinstance(error, RefusedError):
+        if error.code is Code.UNAUTHORIZED:
+            return End.REFUSED
+        if error.code is Code.TIMEOUT:
+            return End.SLOW
+    return End.UNFINISHED
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the other side has closed the connection, whatever it said before."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -430,7 +430,9 @@ class Client:
             return f"{url} does not answer."
         if isinstance(error, ConnectionRefusedError):
             return f"{url} refuses connections: is the relay running there?"
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error or "the connection was closed")
+        if error is None or isinstance(error, ConnectionResetError):
+            return f"{url} closed the connection before the login was done: it is busy, or too many logins from this address have failed."
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return f"Cannot connect to {url}: {reason}."
 
     def _complain(self, about: str, event: str, text: str, **fields: object) -> None:

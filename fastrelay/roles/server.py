@@ -21,7 +21,8 @@ from fastrelay.errors import Code, ProtocolError, StartError
 from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
-from fastrelay.net.link import Core, Link, address
+from fastrelay.net.gate import Limits
+from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import Totals
@@ -29,6 +30,7 @@ from fastrelay.net.tls import Identity, load_identity, make_identity, pins_of, s
 from fastrelay.networks import Networks
 from fastrelay.policy import Key
 from fastrelay.roles.keyring import Keyring
+from fastrelay.roles.refusals import Refusals, explain
 from fastrelay.roles.registry import Registry
 from fastrelay.roles.visitors import Service
 from fastrelay.state import ServerState
@@ -74,7 +76,8 @@ class Server:
             where = join_host(config.bind_host, config.bind_port)
             raise StartError(f"Cannot listen on {where}: {_why(error)}. Choose another address with --bind.") from None
         context = None if self.identity is None else server_context(self.identity)
-        self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), self._failed)
+        limits = Limits()
+        self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), Refusals(limits), limits)
         self.port = self._door.port
         self.keyring.start()
         self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
@@ -150,30 +153,15 @@ class Server:
         if tunnel is not None:
             tunnel.gone(error)
             self.save_soon()
-        elif not self._draining:
-            self._failed(link.peer, error, link.first_bytes)
+        elif self._door is not None:
+            self._door.ended(link, error)
         self._ended.set()
 
     def admitted(self, link: Link, tunnel: Tunnel) -> None:
         self._tunnels[link] = tunnel
+        if self._door is not None:
+            self._door.admitted(link)
         self.save_soon()
-
-    def _failed(self, peer: object, error: Exception | None, first: bytes = b"") -> None:
-        """A connection to the tunnel port that did not become a session: one line, whatever it was."""
-        who = address(peer) if isinstance(peer, tuple) else str(peer)
-        broken = error if isinstance(error, ProtocolError) else None
-        known = broken.fields if broken is not None else {}
-        log.warning(
-            "client.refused",
-            f"Refused {who}: {_explain(error, first)}.",
-            client=who,
-            code=broken.code.name if broken is not None else None,
-            name=known.get("name"),
-            token=known.get("token"),
-            key_id=known.get("key_id"),
-            rule=known.get("rule"),
-            cause=log.cause(error),
-        )
 
     # --- descriptors ---------------------------------------------------------------------------------------------------
 
@@ -413,7 +401,7 @@ class Tunnel:
     def gone(self, error: Exception | None) -> None:
         self.withdraw()
         self._server.registry.release(self.name, self, time.time())
-        why = f": {_explain(error, b'')}" if error is not None else ""
+        why = f": {explain(error, b'')}" if error is not None else ""
         log.info(
             "client.gone",
             f"Client {self.name} is gone{why}.",
@@ -452,29 +440,3 @@ def first_token(state: ServerState, identity: Identity | None) -> str:
 
 def _why(error: OSError) -> str:
     return error.strerror.lower() if error.strerror else str(error)
-
-
-def _explain(error: Exception | None, first: bytes) -> str:
-    """Why a connection to the tunnel port ended, for people."""
-    if first[:1] == b"\x16":
-        return "it speaks TLS, and this relay's tunnels are plaintext; use tcp:// for it"
-    if first[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"CONN"):
-        return "it speaks HTTP; this port is for fastrelay clients"
-    if isinstance(error, ssl.SSLError):
-        reason = (error.reason or "").replace("_", " ").lower()
-        if "http request" in reason:
-            return "it speaks HTTP; this port is for fastrelay clients, over TLS"
-        if any(word in reason for word in ("wrong version", "record layer", "packet length", "unexpected message")):
-            return "it does not speak TLS, which this port needs"
-        return f"the TLS handshake failed ({reason or error})"
-    if isinstance(error, ProtocolError):
-        return (
-            error.text
-            if error.code is not Code.PROTOCOL
-            else f"it does not speak the fastrelay protocol ({error.text})"
-        )
-    if isinstance(error, TimeoutError):
-        return f"the handshake took longer than {wire.HANDSHAKE_TIME} s"
-    if error is None or isinstance(error, ConnectionResetError):
-        return "the connection was closed"
-    return str(error) or type(error).__name__

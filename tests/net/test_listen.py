@@ -8,13 +8,17 @@ import resource
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import pytest
 
 from fastrelay import wire
+from fastrelay.errors import Code, ProtocolError
 from fastrelay.net import listen as listen_module
+from fastrelay.net.gate import Limits
+from fastrelay.net.link import Link, address
 from fastrelay.net.listen import TunnelDoor, VisitorDoor, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import client_context, load_identity, make_identity, server_context
@@ -30,7 +34,9 @@ class Guests:
     """Protocols of a door, and what they said."""
 
     def __init__(self) -> None:
+        self.lost: Callable[[Link, Exception | None], None] = lambda link, error: None
         self.here: list[asyncio.Transport] = []
+        self.links: list[Link] = []
         self.said: dict[asyncio.Transport, bytes] = {}
         self.ended = 0
 
@@ -38,6 +44,9 @@ class Guests:
         guests = self
 
         class Guest(asyncio.Protocol):
+            first_bytes = b""
+            error: Exception | None = None
+
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 self.transport = cast("asyncio.Transport", transport)  # uvloop's are not derived from it
                 guests.here.append(self.transport)
@@ -47,11 +56,28 @@ class Guests:
 
             def connection_lost(self, exc: Exception | None) -> None:
                 guests.ended += 1
+                guests.lost(cast("Link", self), self.error or exc)
+
+            def abort(self, error: Exception) -> None:
+                self.error = error
+                self.transport.abort()
+
+            def too_slow(self) -> None:
+                self.abort(ProtocolError(Code.TIMEOUT, "too slow"))
 
         return Guest()
 
+    def make_link(self) -> Link:
+        """For a tunnel door, which knows no other protocols."""
+        self.links.append(cast("Link", self.make()))
+        return self.links[-1]
+
     async def all_in(self, outside: list[socket.socket]) -> None:
         await until(lambda: len(self.here) == len(outside), "all are in")
+
+    def refuse(self, error: Exception) -> None:
+        """The newest one is refused."""
+        self.links[-1].abort(error)
 
     async def leave(self) -> None:
         for transport in self.here:
@@ -215,17 +241,39 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     return server_context(load_identity(directory / "crt", directory / "key"))
 
 
+class Told(NamedTuple):
+    """One line that a door asked for."""
+
+    what: str  # "" for a refusal
+    source: str
+    error: Exception | None
+    times: int
+
+
 class TunnelBench:
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    """A door, and what it told."""
+
+    def __init__(self, context: ssl.SSLContext | None, **limits: int) -> None:
         self.runtime = Runtime()
         self.guests = Guests()
-        self.failed: list[tuple[object, Exception]] = []
+        self.told: list[Told] = []
         self.sock = listen(LOCALHOST, 0)
-        self.door = TunnelDoor(self.runtime, self.sock, context, self.guests.make, self.fail)
+        self.door = TunnelDoor(self.runtime, self.sock, context, self.guests.make_link, self, Limits(**limits))
+        self.guests.lost = self.door.ended
         self.outside: list[Local] = []
 
-    def fail(self, who: object, error: Exception) -> None:
-        self.failed.append((who, error))
+    def refused(self, who: str, error: Exception | None, first: bytes) -> None:
+        self.told.append(Told("", who, error, 0))
+
+    def refused_more(self, source: str, count: int) -> None:
+        self.told.append(Told("", source, None, count))
+
+    def limited(self, limit: str, source: str, count: int) -> None:
+        self.told.append(Told(limit, source, None, count))
+
+    @property
+    def here(self) -> int:
+        return self.door.gate.here
 
     def knock(self) -> Local:
         sock = socket.create_connection((LOCALHOST, self.door.port), 5)
@@ -233,6 +281,12 @@ class TunnelBench:
         local = Local(sock)
         self.outside.append(local)
         return local
+
+    async def tls(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client that is through with TLS."""
+        return await asyncio.open_connection(
+            LOCALHOST, self.door.port, ssl=client_context(True), server_hostname="relay"
+        )
 
     async def close(self) -> None:
         self.door.close()
@@ -267,9 +321,9 @@ def test_who_does_not_speak_tls_is_refused_and_told_of(run: Run, context: ssl.SS
             await local.send(words)
         else:
             local.eof()
-        await until(lambda: bench.failed, "it was told")
-        who, error = bench.failed[0]
-        assert who == local.sock.getsockname() and isinstance(error, OSError)
+        await until(lambda: bench.told, "it was told")
+        assert bench.told[0].source == address(local.sock.getsockname())
+        assert isinstance(bench.told[0].error, OSError) or not words
         await local.to_end()
         assert not bench.guests.here
         await bench.close()
@@ -284,11 +338,11 @@ def test_who_stalls_in_tls_is_dropped(run: Run, context: ssl.SSLContext, monkeyp
         bench = TunnelBench(context)
         stalled = [bench.knock() for _ in range(3)]
         await stalled[1].send(b"\x16\x03\x01")
-        await until(lambda: len(bench.failed) == 3, "all were told of", 3)
+        await until(lambda: len(bench.told) == 3, "all were told of", 3)
         for local in stalled:
             _, end = await local.to_end()
             assert end in End
-        assert bench.door._greeting == 0
+        assert bench.here == 0
         await bench.close()
 
     run(main())
@@ -298,10 +352,10 @@ def test_the_door_closes_while_somebody_stalls(run: Run, context: ssl.SSLContext
     async def main() -> None:
         bench = TunnelBench(context)
         local = bench.knock()
-        await until(lambda: bench.door._greeting, "it is greeted")
+        await until(lambda: bench.here, "it is there")
         await turns()
         await bench.close()
-        assert bench.door._greeting == 0
+        assert bench.here == 0
         assert local.sock.fileno() == -1
 
     run(main())
@@ -310,9 +364,7 @@ def test_the_door_closes_while_somebody_stalls(run: Run, context: ssl.SSLContext
 def test_a_client_with_tls(run: Run, context: ssl.SSLContext) -> None:
     async def main() -> None:
         bench = TunnelBench(context)
-        reader, writer = await asyncio.open_connection(
-            LOCALHOST, bench.door.port, ssl=client_context(True), server_hostname="relay"
-        )
+        reader, writer = await bench.tls()
         assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == wire.ALPN
         writer.write(b"hello")
         await until(lambda: b"hello" in bench.guests.said.values(), "it was heard")
@@ -326,17 +378,117 @@ def test_a_client_with_tls(run: Run, context: ssl.SSLContext) -> None:
     run(main())
 
 
-def test_too_many_at_once_are_turned_away(run: Run, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen_module, "_MOST_GREETINGS", 3)
+def test_the_oldest_goes_for_a_new_one(run: Run, context: ssl.SSLContext) -> None:
+    """Whether it was silent, in TLS or behind it; the newcomer is greeted."""
 
     async def main() -> None:
-        bench = TunnelBench(context)
-        locals_ = [bench.knock() for _ in range(6)]
-        await until(lambda: bench.door._greeting == 3, "three are greeted")
-        for local in locals_[3:]:
+        bench = TunnelBench(context, greetings_per_source=2)
+        silent = [bench.knock() for _ in range(3)]
+        assert (await silent[0].to_end())[1] is End.RESET
+        in_tls = [bench.knock() for _ in range(3)]
+        for local in in_tls:
+            await local.send(b"\x16\x03\x01")
+        await in_tls[0].to_end()
+        through = [await bench.tls() for _ in range(3)]
+        assert await through[0][0].read() == b""
+        await until(lambda: bench.guests.ended == 1, "one that stood was ended")
+        for local in (*silent[:1], *in_tls):
             await local.to_end()
+        for _, writer in through:
+            writer.close()
+        assert [told.what for told in bench.told if told.what] == ["greetings_per_source"], "once, however often"
+        await bench.close()
+
+    run(main())
+
+
+def test_too_many_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen_module, "PERIOD", 0.2)
+
+    async def main() -> None:
+        bench = TunnelBench(None, max_greetings=3)
+        locals_ = [bench.knock() for _ in range(6)]
         for local in locals_[:3]:
+            await local.to_end()
+        for local in locals_[3:]:
             assert local.quiet()
+        assert bench.here == 3
+        await until(lambda: len(bench.told) == 2, "it was summed up")
+        assert [(told.what, told.times) for told in bench.told] == [("max_greetings", 0), ("max_greetings", 2)]
+        await bench.close()
+
+    run(main())
+
+
+def test_who_failed_often_waits_for_its_turn(run: Run) -> None:
+    async def main() -> None:
+        bench = TunnelBench(None)
+        for _ in range(4):
+            await bench.knock().send(b"x")
+            await until(lambda: len(bench.guests.here) > bench.guests.ended, "it is greeted")
+            bench.guests.refuse(ProtocolError(Code.UNAUTHORIZED, "no"))
+            await until(lambda: not bench.here, "it is gone")
+        assert bench.told[-1].what == "penalty"
+        start = time.monotonic()
+        waiting = [bench.knock() for _ in range(6)]
+        for local in reversed(waiting):
+            await local.send(b"%d" % waiting.index(local))
+            await turns()
+        waiting[3].close()
+        guests = bench.guests
+        await until(lambda: len([one for one in guests.here[4:] if one in guests.said]) == 5, "all are greeted")
+        assert [guests.said[one] for one in guests.here[4:]] == [b"5", b"4", b"2", b"1", b"0"], (
+            "in order, without the dead one"
+        )
+        assert 0.4 <= time.monotonic() - start < 3
+        await bench.close()
+
+    run(main())
+
+
+def test_time_is_up_in_the_lane(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen_module, "HANDSHAKE_TIME", 0.15)
+
+    async def main() -> None:
+        bench = TunnelBench(None, penalty_from=0, penalty_rate=1)
+        locals_ = [bench.knock() for _ in range(3)]
+        for local in locals_:
+            await local.send(b"x")
+        for local in locals_:
+            await local.to_end()
+        await turns()
+        assert len(bench.guests.here) == 1 and bench.here == 0
+        assert bench.door.gate._sources[LOCALHOST].penalty(time.monotonic()) <= 10, "only for the one that was greeted"
+        await bench.close()
+
+    run(main())
+
+
+def test_ten_thousand_refusals_are_not_ten_thousand_lines(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen_module, "PERIOD", 0.3)
+
+    async def main() -> None:
+        bench = TunnelBench(None)
+        for _ in range(50):
+            bench.knock().close()
+        await until(lambda: sum(told.times or 1 for told in bench.told) == 50, "all were told of")
+        assert len(bench.told) == 11 and bench.told[-1].times == 40
+        await bench.close()
+
+    run(main())
+
+
+def test_a_door_that_closes_sends_away_who_waits(run: Run) -> None:
+    async def main() -> None:
+        bench = TunnelBench(None, penalty_from=0)
+        silent, first, waits = [bench.knock() for _ in range(3)]
+        for local in (first, waits):
+            await local.send(b"x")
+        await until(lambda: bench.guests.here, "one is greeted")
+        bench.door.close()
+        for local in (silent, waits):
+            await local.to_end()
+        assert first.quiet() and bench.here == 1
         await bench.close()
 
     run(main())
@@ -362,8 +514,8 @@ def test_without_descriptors_the_door_waits_and_does_not_spin(run: Run, monkeypa
             before = time.process_time()
             await asyncio.sleep(0.35)
             assert time.process_time() - before < 0.1, "it spins"
-            assert 1 <= len(bench.failed) <= 5
-            assert isinstance(bench.failed[0][1], OSError) and bench.failed[0][1].errno == errno.EMFILE
+            assert 1 <= len(bench.told) <= 5
+            assert isinstance(bench.told[0].error, OSError) and bench.told[0].error.errno == errno.EMFILE
             for filler in fillers:
                 filler.close()
             await local.send(b"at last")

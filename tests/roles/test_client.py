@@ -23,12 +23,14 @@ from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
 from fastrelay.net.dial import Dial, Resolver
+from fastrelay.net.gate import Limits
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.networks import read
 from fastrelay.roles import client as client_module
 from fastrelay.roles.client import Client
+from fastrelay.roles.refusals import Refusals
 from fastrelay.state import ClientState
 from tests.conftest import Run
 from tests.support.pair import Tap
@@ -58,7 +60,8 @@ class FakeRelay:
 
     def _listen(self, port: int) -> None:
         sock = listen(LOCALHOST, port)
-        self.door = TunnelDoor(self.runtime, sock, None, lambda: Link(self.runtime, self), lambda who, error: None)
+        limits = Limits()
+        self.door = TunnelDoor(self.runtime, sock, None, lambda: Link(self.runtime, self), Refusals(limits), limits)
         self.port = self.door.port
 
     @property
@@ -80,6 +83,7 @@ class FakeRelay:
             return "session", ""
 
         def done() -> None:
+            self.door.admitted(link)
             self.answered = 0
             self.sessions.append(link.begin(self, dialer=False, ours=wire.Settings(), theirs=wire.Settings()))
 
@@ -87,6 +91,7 @@ class FakeRelay:
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         self.links.remove(link)
+        self.door.ended(link, error)
         self.ended.append(error)
 
     def on_open(self, stream: Stream, request: wire.Open) -> None:

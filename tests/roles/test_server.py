@@ -487,15 +487,16 @@ def test_close_ends_everything_at_once(run: Run, tmp_path: Path) -> None:
         async with relay(tmp_path / "r") as bench:
             peer, _ = await bench.client()
             local, _ = await bench.joined(peer, (await bench.expose(peer)).port)
-            stranger = await bench.knock()
-            await until(lambda: len(bench.server._links) == 2, "it is in its greeting")
+            silent, stranger = await bench.knock(), await bench.knock()
+            await stranger.send(b"\x10")
+            await until(lambda: len(bench.server._links) == 2, "one is in its greeting")
             old, _ = await bench.client("slow", "1")
             await bench.client("slow", "1")  # the old one is saying goodbye
             start = time.monotonic()
             await bench.close()
             assert time.monotonic() - start < 1
             assert await local.to_end() == (b"", End.RESET)
-            for one in (peer, stranger, old):
+            for one in (peer, silent, stranger, old):
                 await one.frames_to_end()
 
     run(main())

@@ -1,0 +1,73 @@
+"""What a relay says of strangers at its tunnel port, and why a connection ended, for people."""
+
+from __future__ import annotations
+
+import ssl
+
+from fastrelay import log, wire
+from fastrelay.errors import Code, ProtocolError
+from fastrelay.net.gate import Limits, Reached
+
+
+class Refusals:
+    """The words of a tunnel door (`net.listen.Porter`): events `client.refused` and `limit.reached`."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def refused(self, who: str, error: Exception | None, first: bytes) -> None:
+        broken = error if isinstance(error, ProtocolError) else None
+        known = broken.fields if broken is not None else {}
+        log.warning(
+            "client.refused",
+            f"Refused {who or 'a connection'}: {explain(error, first)}.",
+            client=who,
+            code=broken.code.name if broken is not None else None,
+            name=known.get("name"),
+            token=known.get("token"),
+            key_id=known.get("key_id"),
+            rule=known.get("rule"),
+            cause=log.cause(error),
+        )
+
+    def refused_more(self, source: str, count: int) -> None:
+        log.warning("client.refused", f"Refused {count} more connections{_of(source)}.", source=source, count=count)
+
+    def limited(self, limit: str, source: str, count: int) -> None:
+        if limit == Reached.PENALTY.value:
+            text = f"Too many logins{_of(source)} fail: from now on they are answered slowly for a while"
+        else:
+            most = self._limits.max_greetings if limit == Reached.ALL.value else self._limits.greetings_per_source
+            text = f"{most} connections{_of(source)} have not logged in yet, as many as may be: older ones are closed for new ones"
+        more = f" ({count} more times)" if count else ""
+        log.warning("limit.reached", f"{text}{more}.", limit=limit, source=source, count=count or 1)
+
+
+def _of(source: str) -> str:
+    return f" of {source}" if source else ""
+
+
+def explain(error: Exception | None, first: bytes) -> str:
+    """Why a connection to the tunnel port ended, for people."""
+    if first[:1] == b"\x16":
+        return "it speaks TLS, and this relay's tunnels are plaintext; use tcp:// for it"
+    if first[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"CONN"):
+        return "it speaks HTTP; this port is for fastrelay clients"
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or "").replace("_", " ").lower()
+        if "http request" in reason:
+            return "it speaks HTTP; this port is for fastrelay clients, over TLS"
+        if any(word in reason for word in ("wrong version", "record layer", "packet length", "unexpected message")):
+            return "it does not speak TLS, which this port needs"
+        return f"the TLS handshake failed ({reason or error})"
+    if isinstance(error, ProtocolError):
+        return (
+            error.text
+            if error.code is not Code.PROTOCOL
+            else f"it does not speak the fastrelay protocol ({error.text})"
+        )
+    if isinstance(error, TimeoutError):
+        return f"the handshake took longer than {wire.HANDSHAKE_TIME} s"
+    if error is None or isinstance(error, ConnectionResetError):
+        return "the connection was closed"
+    return str(error) or type(error).__name__
