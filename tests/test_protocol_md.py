@@ -20,6 +20,7 @@ from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
 from fastrelay.net import gate
 from fastrelay.networks import Networks
+from fastrelay.roles import registry
 from fastrelay.wire import Kind
 from tests.support.pair import Clock, Side
 
@@ -90,6 +91,8 @@ def test_limits_in_the_text() -> None:
     assert f"`max_data` ({wire.MIN_MAX_DATA} to {wire.MAX_MAX_DATA}, largest DATA payload)" in section("4.1")
     assert f"`early` (0 to {wire.MAX_EARLY}" in section("4.1")
     assert f"`max_streams` (1 to {wire.MAX_STREAMS}" in section("4.1")
+    assert f"of a name the last {wire.MAX_SERVICES} ports" in section("4.4")
+    assert f"the last {registry._MOST_IDLE} that left" in section("4.4")
     assert f"up to {session._OVER_LIMIT} of them at a time" in section("6.2")
     assert session._ID_MARK == 2**32 * 3 // 4 and "three quarters of its ids" in section("6.2")
     assert f"ALPN protocol `{wire.ALPN}`" in section("2")
@@ -137,7 +140,7 @@ def test_the_rules_of_windows() -> None:
 def test_errors_of_expose() -> None:
     rooms = Path(roles.__file__).parent
     code = "".join((rooms / name).read_text(encoding="utf-8") for name in ("server.py", "registry.py"))
-    said = re.findall(r'(?:refused\(\s*|Offer\(\(\), )"([a-z-]+)"', code)
+    said = re.findall(r'(?:refused\(\s*|Offer\(\s*\(\),\s*)"([a-z-]+)"', code)
     assert {error for error, _ in table("5")[1]} == set(said)
 
 

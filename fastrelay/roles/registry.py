@@ -14,6 +14,9 @@ from fastrelay.policy import Allowed
 from fastrelay.state import Reservation
 from fastrelay.wire import MAX_SERVICES, RESERVED_TIME
 
+_MOST_IDLE = 1024
+"""Names that are kept for clients that left without a port: no ports bound how many there can be."""
+
 
 class Offer(NamedTuple):
     """Which ports to try, in this order, as long as nothing else has changed; or, when there are none, the error of protocol.md section 5,
@@ -36,6 +39,9 @@ class Registry:
         for name, reservation in self._reserved.items():
             for port in reservation.ports.values():
                 self._owner[port] = name
+        self._idle: dict[str, None] = {}  # names of those who left without a port, in the order in which they left
+        for name in sorted(self._reserved, key=lambda name: self._reserved[name].seen):
+            self._left(name)
 
     # --- names ---------------------------------------------------------------------------------------------------------
 
@@ -55,14 +61,24 @@ class Registry:
             )
         old = self._here.get(name)
         self._here[name] = session
+        self._idle.pop(name, None)
         self._reserved[name] = Reservation(instance, now, {} if reservation is None else reservation.ports)
         return old
 
     def release(self, name: str, session: object, now: float) -> None:
-        """The session is gone; name and ports stay reserved from now on."""
+        """The session is gone; name and ports stay reserved from now on. Of names without a port only the last thousand do."""
         if self._here.get(name) is session:
             del self._here[name]
             self._reserved[name] = _seen(self._reserved[name], now)
+            self._left(name)
+
+    def _left(self, name: str) -> None:
+        if self._reserved[name].ports:
+            return
+        self._idle[name] = None
+        if len(self._idle) > _MOST_IDLE:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest], self._reserved[oldest]
 
     # --- ports ---------------------------------------------------------------------------------------------------------
 
@@ -119,6 +135,7 @@ class Registry:
         for name, kept in list(self._reserved.items()):
             if name not in self._here and now - kept.seen > RESERVED_TIME:
                 del self._reserved[name]
+                self._idle.pop(name, None)
                 for port in kept.ports.values():
                     self._owner.pop(port, None)
 
