@@ -146,7 +146,7 @@ def server(
     metavar="TOKEN",
     envvar="FASTRELAY_TOKEN",
     show_envvar=True,
-    help="The relay's token (`fastrelay token show` there).",
+    help="The relay's token (`fastrelay token show` there). Processes of other users can read it here: --token-file is better.",
 )
 @click.option(
     "--token-file",
