@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +125,7 @@ def new(
                 f"`fastrelay token rotate {label}`."
             )
         keys.append(Key.made(made, label, grant, now))
-    _hand_out(made, pins, label, grant)
+    _hand_out(kept, made, pins, label, grant)
 
 
 @token.command("list")
@@ -228,7 +229,7 @@ def rotate(label: str, keep: str | None, state: Path | None, cert: Path | None, 
                 created=now,
             )
         )
-    _hand_out(made, pins, label, current.grant)
+    _hand_out(kept, made, pins, label, current.grant)
     if keep is None:
         say("The old one is revoked; a relay that runs ends its sessions within a second.")
     else:
@@ -257,22 +258,36 @@ def _unknown(label: str) -> UsageError:
     return UsageError(f"There is no token {label!r}: `fastrelay token list` shows those that there are.")
 
 
-def _hand_out(made: Token, pins: tuple[bytes, ...], label: str, grant: Grant) -> None:
+def _hand_out(kept: ServerState, made: Token, pins: tuple[bytes, ...], label: str, grant: Grant) -> None:
     """The token alone on stdout; on stderr what to do with it."""
     from fastrelay.auth import Token
 
     click.echo(Token(made.key_id, made.secret, pins).text())
     name = "" if "*" in grant.names else f" --name {_example(grant.names, 'NAME')}"
     service = "" if "*" in grant.services else f"{_example(grant.services, 'NAME')}="
+    relay = _relay(kept)
+    where = "" if relay else "this machine for RELAY and "
     say(
-        f"\nThis is the token {label!r}, which is shown this once. On the machine to reach, with this machine for RELAY and a file that holds "
-        f"the token for FILE, run:\n\n    fastrelay client RELAY{name} --expose {service}22 --token-file FILE\n"
+        f"\nThis is the token {label!r}, which is shown this once. On the machine to reach, with {where}a file that holds the token for FILE, "
+        f"run:\n\n    fastrelay client {relay or 'RELAY'}{name} --expose {service}22 --token-file FILE\n"
     )
     if not grant.ports:
         say(
             "It grants no public port, so a client cannot expose anything with it. One that does is made like this: "
             "`fastrelay token new LABEL --ports 20000-20009`.\n"
         )
+
+
+def _relay(kept: ServerState) -> str:
+    """RELAY of a client's command line, as far as the relay has said where it listens."""
+    from fastrelay.config import join_host
+    from fastrelay.console import own_address
+
+    known = re.fullmatch(r"(tls|tcp)://(.+):([0-9]+)", kept.address())
+    if known is None:
+        return ""
+    where = join_host(own_address(known[2].strip("[]")), int(known[3]))
+    return f"tcp://{where}" if known[1] == "tcp" else where
 
 
 def _example(patterns: tuple[str, ...], otherwise: str) -> str:

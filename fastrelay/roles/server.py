@@ -6,6 +6,7 @@ A visitor's way: VisitorDoor -> Visitor (an Edge) -> Session.open; from there on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import secrets
@@ -79,6 +80,9 @@ class Server:
         limits = Limits()
         self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), Refusals(limits), limits)
         self.port = self._door.port
+        scheme = "tcp" if config.plaintext else "tls"
+        with contextlib.suppress(OSError):  # for the line that `token new` prints, which does without
+            self._state.save_address(f"{scheme}://{join_host(config.advertise or config.bind_host, self.port)}")
         self.keyring.start()
         self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
         where = join_host(config.bind_host, self.port)

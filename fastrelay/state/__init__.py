@@ -1,6 +1,6 @@
 """The state directory: what a relay and a client keep from one run to the next.
 
-relay     lock, seed, first-token, tokens.json, tokens.lock, reservations.json, relay.crt, relay.key
+relay     lock, address, seed, first-token, tokens.json, tokens.lock, reservations.json, relay.crt, relay.key
 client    instance, lock (while `instance` is made), <hash>.lock for each relay and name
 """
 

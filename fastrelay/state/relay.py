@@ -45,8 +45,8 @@ class ServerState:
     def open(cls, path: Path, *, read_only: bool = False) -> ServerState:
         """The state in the directory `path`, which is made, with a seed and a first token, if it is not there.
 
-        With `read_only` nothing is made or locked: only `token`, `tokens` and `identity_paths` are for use then. Raises StartError when the
-        directory or a file in it cannot be used, another relay uses it, others may read its secrets, or, read only, no token is there yet.
+        With `read_only` nothing is made or locked: only `token`, `tokens`, `address` and `identity_paths` are for use then. Raises StartError when
+        the directory or a file in it cannot be used, another relay uses it, others may read its secrets, or, read only, no token is there yet.
         """
         state = cls(path)
         with files.sentences(path):
@@ -114,6 +114,15 @@ class ServerState:
     def save_reservations(self, reservations: Mapping[str, Reservation]) -> None:
         """Raises OSError when the disk does not take them; the former ones are then still there."""
         files.write_json(self.path / "reservations.json", dict(reservations))
+
+    def address(self) -> str:
+        """Where clients reached this relay when it was started last, as `save_address` was told; "" if that is not known."""
+        with files.sentences(self.path):
+            return (files.read(self.path / "address") or b"").decode("utf-8", "replace").strip()
+
+    def save_address(self, text: str) -> None:
+        """Keep one line for `address`. Raises OSError when the disk does not take it."""
+        files.write(self.path / "address", f"{text}\n".encode())
 
     def _load(self) -> None:
         self.seed = files.read(self.path / "seed") or files.write(self.path / "seed", secrets.token_bytes(KEY_SIZE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +112,29 @@ def test_tokens_carry_the_pin(relay: ServerState, typed: Typed) -> None:
     assert handed_out(typed("new", "home", "--ports", "relay")).pins == (pin,)
     assert handed_out(typed("rotate", "home")).pins == (pin,)
     assert handed_out(typed("show")).pins == (pin,)
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("tls://relay.example.com:7443", "client relay.example.com:7443 --name"),
+        ("tls://[2001:db8::7]:443", "client [2001:db8::7]:443 --name"),
+        ("tcp://127.0.0.1:7443", "client tcp://127.0.0.1:7443 --name"),
+        ("nonsense", "client RELAY --name"),
+    ],
+)
+def test_the_line_says_where_the_relay_is(relay: ServerState, typed: Typed, address: str, line: str) -> None:
+    relay.save_address(address)
+    answer = typed("new", "home", "--ports", "relay")
+    handed_out(answer)
+    assert f"fastrelay {line} home --expose 22" in answer[2]
+    assert ("RELAY" in answer[2]) is ("RELAY" in line)
+
+
+def test_a_relay_on_all_addresses_is_where_this_machine_is(relay: ServerState, typed: Typed) -> None:
+    relay.save_address("tls://[::]:7443")
+    _, _, told = typed("new", "home")
+    assert re.search(r"fastrelay client \S+:7443 --name home", told) and "[::]" not in told
 
 
 # --- list and show -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ def command(server: Server, *words: str) -> str:
     """stdout of `fastrelay token …` on the relay's machine."""
     done = once("token", *words, "--state", str(server.state), state=server.state)
     assert done.returncode == 0, done.stderr
+    if words[0] in ("new", "rotate"):
+        assert f"fastrelay client {server.url.removeprefix('tls://')} --name " in done.stderr
     return done.stdout.strip()
 
 

@@ -225,6 +225,17 @@ def test_read_only_after_the_first_token_was_replaced(path: Path) -> None:
     refused(lambda: reader.token(()), "no longer kept")
 
 
+# --- the address -------------------------------------------------------------------------------------------------------
+
+
+def test_address(path: Path) -> None:
+    state = ServerState.open(path)
+    assert state.address() == ""
+    state.save_address("tls://relay.example:7443")
+    assert state.address() == ServerState.open(path, read_only=True).address() == "tls://relay.example:7443"
+    state.close()
+
+
 # --- reservations ------------------------------------------------------------------------------------------------------
 
 
