@@ -15,6 +15,7 @@ from typing import Final
 
 from fastrelay import wire
 from fastrelay.errors import UsageError
+from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.networks import Networks
 
 DEFAULT_PORT: Final = 7443
@@ -394,6 +395,7 @@ class ServerConfig:
     cert: Path | None
     key: Path | None
     plaintext: bool
+    limits: Limits = DEFAULTS
 
     def __post_init__(self) -> None:
         _check_host(self.bind_host)
@@ -421,6 +423,7 @@ class ClientConfig:
     exposures: tuple[Exposure, ...]
     name: str
     state: Path
+    limits: Limits = DEFAULTS
 
     def __post_init__(self) -> None:
         _check_name(self.name, "client")

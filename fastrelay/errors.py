@@ -5,6 +5,7 @@
     ├── StartError          the process cannot start, or was refused        (exit code 3)
     ├── PinError            the relay's key is not the one that the token names
     └── ProtocolError       the other side broke protocol.md; carries the code that GOAWAY will name
+        ├── LimitError           it went beyond a limit that a person may set; carries the limit's name
         └── RefusedError         the other side said GOAWAY before the session began
 
 The texts are sentences for a person: what, why, what next.
@@ -76,6 +77,14 @@ class ProtocolError(FastrelayError):
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.text}"
+
+
+class LimitError(ProtocolError):
+    """The other side went beyond a limit that a person may set, `fastrelay.limits` says which."""
+
+    def __init__(self, code: Code, text: str, limit: str) -> None:
+        super().__init__(code, text)
+        self.limit = limit
 
 
 class RefusedError(ProtocolError):

@@ -16,7 +16,7 @@ ROOT = Path(fastrelay.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("wire", "metrics", "log"),
-    ("networks",),
+    ("networks", "limits"),
     ("config",),
     ("auth", "policy", "mux"),
     ("net", "state"),
@@ -33,7 +33,7 @@ IMPURE = {
     *("asyncio", "socket", "ssl", "select", "selectors", "os", "time", "random", "secrets", "logging", "threading"),
     *("signal", "subprocess", "uvloop", "fcntl"),
 }
-PURE = {"errors", "networks", "wire", "config", "auth", "policy", "mux"}
+PURE = {"errors", "networks", "wire", "limits", "config", "auth", "policy", "mux"}
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])

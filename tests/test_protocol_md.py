@@ -15,6 +15,7 @@ import pytest
 
 from fastrelay import roles, wire
 from fastrelay.errors import Code
+from fastrelay.limits import SETTINGS
 from fastrelay.mux import credit, floods, pace, session
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
@@ -153,6 +154,15 @@ def test_what_is_charged() -> None:
 def test_limits_on_strangers() -> None:
     _, rows = table("12.1")
     assert {name: int(value) for name, value, *_ in rows} == dataclasses.asdict(gate.Limits())
+
+
+def test_what_may_be_set() -> None:
+    heads, rows = table("12", 2)
+    assert heads == ["setting", "of", "default", "least", "most", "unit", "when reached"]
+    assert rows == [
+        [one.name, one.side.value, *map(one.show, (one.default, one.least, one.most)), one.unit, one.reached]
+        for one in SETTINGS.values()
+    ]
 
 
 @pytest.mark.parametrize(("number", "rows", "states"), [("7.1", SEND, Send), ("7.2", RECV, Recv)], ids=["SEND", "RECV"])

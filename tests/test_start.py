@@ -31,6 +31,6 @@ def test_a_relay_does_not_load_the_client() -> None:
     assert not loaded_by("import fastrelay.app, fastrelay.roles.server") & (HEAVY | {"fastrelay.roles.client"})
 
 
-@pytest.mark.parametrize("room", ["wire", "auth", "policy", "mux.session", "mux.greeting", "roles.registry"])
+@pytest.mark.parametrize("room", ["wire", "limits", "auth", "policy", "mux.session", "mux.greeting", "roles.registry"])
 def test_pure_rooms_load_no_io(room: str) -> None:
     assert not loaded_by(f"import fastrelay.{room}") & {"asyncio", "ssl", "uvloop", "selectors"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fastrelay import __version__
+from fastrelay.cli.limits import Limited, limit_option
 from fastrelay.cli.output import data, say, sentences
 from fastrelay.cli.tokens import token
 from fastrelay.errors import StartError, UsageError
@@ -69,7 +70,7 @@ def _expose(required: bool) -> Callable[[Callable[..., None]], Callable[..., Non
     )
 
 
-@cli.command()
+@cli.command(cls=Limited)
 @click.option(
     "--bind",
     default="[::]:7443",
@@ -99,6 +100,7 @@ def _expose(required: bool) -> Callable[[Callable[..., None]], Callable[..., Non
 @click.option("--key", type=click.Path(path_type=Path), show_envvar=True, help="The key of --cert (PEM).")
 @click.option("--plaintext", is_flag=True, show_envvar=True, help="Tunnels without TLS; only on a loopback address.")
 @_audit
+@limit_option
 @_loop
 def server(
     bind: str,
@@ -109,11 +111,13 @@ def server(
     key: Path | None,
     plaintext: bool,
     audit: Path | None,
+    limit: tuple[str, ...],
     loop: str,
 ) -> None:
     """Run the relay, on the machine with an address."""
     from fastrelay.app import run_server
     from fastrelay.config import DEFAULT_PORT, ServerConfig, parse_bind, parse_host, parse_ports
+    from fastrelay.limits import Side, parse_limits
     from fastrelay.state import default_state
 
     host, port = parse_bind(bind, DEFAULT_PORT)
@@ -126,11 +130,12 @@ def server(
         cert=cert,
         key=key,
         plaintext=plaintext,
+        limits=parse_limits(limit, Side.RELAY),
     )
-    _run(lambda on_stop: run_server(config, _server_ready, on_stop), loop, audit)
+    _run(lambda on_stop: run_server(config, _server_ready, on_stop), loop, config.limits.drain_time, audit)
 
 
-@cli.command()
+@cli.command(cls=Limited)
 @click.argument("relay", envvar="FASTRELAY_RELAY")
 @_expose(required=True)
 @click.option(
@@ -159,6 +164,7 @@ def server(
     "--state", type=click.Path(path_type=Path), show_envvar=True, help="Directory that says which installation this is."
 )
 @_audit
+@limit_option
 @_loop
 def client(
     relay: str,
@@ -169,6 +175,7 @@ def client(
     token_file: Path | None,
     state: Path | None,
     audit: Path | None,
+    limit: tuple[str, ...],
     loop: str,
 ) -> None:
     """Expose services of this machine through RELAY: HOST[:PORT], [IPv6]:PORT, tls://… or, on this machine, tcp://…"""
@@ -178,6 +185,7 @@ def client(
     from fastrelay.app import run_client
     from fastrelay.auth import Token
     from fastrelay.config import ClientConfig, host_name, parse_expose, parse_relay
+    from fastrelay.limits import Side, parse_limits
     from fastrelay.networks import assign
     from fastrelay.state import default_state
 
@@ -195,8 +203,9 @@ def client(
         exposures=tuple(replace(exposure, visitors=listed.get(exposure.name)) for exposure in exposures),
         name=host_name(socket.gethostname()) if name is None else name,
         state=state or default_state("client"),
+        limits=parse_limits(limit, Side.CLIENT),
     )
-    _run(lambda on_stop: run_client(config, _reachable, on_stop), loop, audit)
+    _run(lambda on_stop: run_client(config, _reachable, on_stop), loop, config.limits.drain_time, audit)
 
 
 @cli.command()
@@ -206,6 +215,7 @@ def demo(expose: tuple[str, ...], loop: str) -> None:
     """Relay and client in one process on this machine: the whole way of a byte, in one command."""
     from fastrelay.app import run_demo
     from fastrelay.config import parse_expose
+    from fastrelay.limits import DEFAULTS
 
     exposures = tuple(parse_expose(spec) for spec in expose)
 
@@ -219,7 +229,7 @@ def demo(expose: tuple[str, ...], loop: str) -> None:
         say("Ctrl-C drains and stops.")
         data(f"tcp://{host}:{port}")
 
-    _run(lambda on_stop: run_demo(exposures, reachable, on_stop), loop)
+    _run(lambda on_stop: run_demo(exposures, reachable, on_stop), loop, DEFAULTS.drain_time)
 
 
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -256,7 +266,9 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str, audit: Path | None = None) -> None:
+def _run(
+    work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str, drain_time: float, audit: Path | None = None
+) -> None:
     """Run until a signal stops it. The first Ctrl-C drains and says so, the second ends at once."""
     import asyncio
     import contextlib
@@ -277,7 +289,7 @@ def _run(work: Callable[[OnStop], Coroutine[Any, Any, None]], loop: str, audit: 
                 interrupted = interrupted or number == signal.SIGINT
                 if not handled:
                     say(
-                        "Draining: open connections go on for up to 30 s, new ones are refused. Ctrl-C again ends at once."
+                        f"Draining: open connections go on for up to {drain_time:g} s, new ones are refused. Ctrl-C again ends at once."
                     )
                 handled.append(number)
                 stop()

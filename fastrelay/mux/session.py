@@ -13,6 +13,7 @@ from typing import Protocol
 
 from fastrelay import wire
 from fastrelay.errors import Code, ProtocolError
+from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.mux import floods
 from fastrelay.mux.credit import Pool, first_window
 from fastrelay.mux.decoder import Decoder
@@ -54,6 +55,7 @@ class Session:
         theirs: wire.Settings,
         pool: Pool,
         now: float,
+        limits: Limits = DEFAULTS,
     ) -> None:
         self.owner = owner
         self.write = write
@@ -74,12 +76,14 @@ class Session:
         self._next_id = 1 if dialer else 2
         self.highest = 0  # the highest id that the other side has opened
         self._their_streams = 0
-        self._floods = floods.Floods()
+        self._floods = floods.Floods(limits)
+        self._half_open_time = limits.half_open_time
         self._marked: list[Stream] = []
         self._pong: bytes | None = None
         self.heard = now
         self._pinged = -1e9
         self._ping: bytes | None = None
+        self.reaped = 0  # streams that were half-open and idle for too long
         self._half_open: dict[Stream, tuple[int, float]] = {}
         self._handlers: dict[int, Callable[[bytes], None]] = {
             Kind.PING: self._on_ping,
@@ -164,7 +168,7 @@ class Session:
             self.ping()
         self._reap(now)
         due = self.heard + wire.PING_AFTER
-        return min(due if due > now else now + 1.0, now + wire.PING_AFTER)
+        return min(due if due > now else now + 1.0, now + min(wire.PING_AFTER, self._half_open_time))
 
     def ping(self) -> None:
         """Measure the round-trip time, or see whether the other side lives."""
@@ -177,7 +181,8 @@ class Session:
         for stream, (moved, since) in list(self._half_open.items()):
             if stream.moved != moved:
                 self._half_open[stream] = (stream.moved, now)
-            elif now - since >= wire.HALF_OPEN_IDLE:
+            elif now - since >= self._half_open_time:
+                self.reaped += 1
                 stream.abort(Code.TIMEOUT)
 
     # --- called by streams ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from fastrelay.net.edge import Edge
 from fastrelay.net.link import Link
 from fastrelay.net.options import LINGER_RESET, unpace
 from fastrelay.net.runtime import Runtime
-from fastrelay.wire import DIAL_TIME, RESET_DRAIN
+from fastrelay.wire import RESET_DRAIN
 
 _CACHE_TIME = 30.0
 Address = tuple[int, Any]  # family, sockaddr
@@ -143,7 +143,7 @@ class Dial:
     async def _dial(self) -> None:
         try:
             async with self._limit:  # whoever has to wait for others does not pay for them with time of his own
-                edge = await self._connect(self._runtime.loop.time() + DIAL_TIME)
+                edge = await self._connect(self._runtime.loop.time() + self._runtime.limits.dial_time)
         except TimeoutError as failure:
             self._failed(Code.DIAL_TIMEOUT, failure)
         except ConnectionRefusedError as failure:

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 @dataclass(frozen=True)
 class Limits:
-    """The table of protocol.md section 12.1; its rows have these names."""
+    """The table of protocol.md section 12.1; its rows have these names, and so have the fields of `fastrelay.limits.Limits`."""
 
     max_greetings: int = 1000
     greetings_per_source: int = 64
@@ -45,9 +45,9 @@ class End(enum.Enum):
 class Reached(enum.Enum):
     """What has begun, for the log; the values are the names of limits."""
 
-    ALL = "max_greetings"
-    SOURCE = "greetings_per_source"
-    PENALTY = "penalty"
+    ALL = "max-greetings"
+    SOURCE = "greetings-per-source"
+    PENALTY = "penalty-from"
 
 
 class _Stage(enum.Enum):

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Protocol, cast
 
 from fastrelay import wire
-from fastrelay.errors import Code, FastrelayError, ProtocolError, RefusedError
+from fastrelay.errors import Code, FastrelayError, LimitError, ProtocolError, RefusedError
 from fastrelay.mux.credit import tunnel_pool
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.pace import SHARED_FRAME, UNSENT_FIRST
@@ -75,7 +75,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
             self.transport.set_write_buffer_limits(1, 0)
         self._limit_queue(UNSENT_FIRST)
         # The time of TLS counts as well: a link is made when the connection is.
-        left = self._made + wire.HANDSHAKE_TIME - time.monotonic()
+        left = self._made + self.runtime.limits.handshake_time - time.monotonic()
         self._timer = self.runtime.loop.call_later(max(0.0, left), self.too_slow)
         try:
             self._core = self.role.on_connected(self)
@@ -158,6 +158,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
             theirs=theirs,
             pool=tunnel_pool(self.runtime.pool),
             now=now,
+            limits=self.runtime.limits,
         )
         self.session = session
         self._core = session
@@ -174,6 +175,9 @@ class Link(Outbox, asyncio.BufferedProtocol):
             return
         now = time.monotonic()
         due = session.tick(now)
+        if session.reaped:
+            self.runtime.reached("half-open-time", self.peer)
+            session.reaped = 0
         if due is None:
             self.abort(ConnectionAbortedError(f"nothing heard for {wire.DEAD_AFTER} s"))
         else:
@@ -258,7 +262,8 @@ class Link(Outbox, asyncio.BufferedProtocol):
 
     def too_slow(self) -> None:
         """The time for the handshake is over."""
-        self.goodbye(ProtocolError(Code.TIMEOUT, f"the handshake took longer than {wire.HANDSHAKE_TIME} s"))
+        time_ = self.runtime.limits.handshake_time
+        self.goodbye(LimitError(Code.TIMEOUT, f"the handshake took longer than {time_:g} s", "handshake-time"))
 
 
 def address(peer: object) -> str:

@@ -17,7 +17,7 @@ from fastrelay.net.link import Link, address
 from fastrelay.net.options import LINGER_RESET, unpace
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tally import PERIOD, Tally
-from fastrelay.wire import GOODBYE_TIME, HANDSHAKE_TIME
+from fastrelay.wire import GOODBYE_TIME
 
 BACKLOG = 4096
 """With the usual 100, a stall of 0.4 s loses two thirds of 1,000 visitors."""
@@ -203,7 +203,7 @@ class TunnelDoor:
                 return
             sock.setblocking(False)
             knock = Knock(sock, who)
-            knock.timer = self._runtime.loop.call_later(HANDSHAKE_TIME, self._late, knock)
+            knock.timer = self._runtime.loop.call_later(self._runtime.limits.handshake_time, self._late, knock)
             goes = self.gate.arrive(knock, time.monotonic())
             self._held.add(knock)
             if goes is not None:
@@ -284,8 +284,9 @@ class TunnelDoor:
             with contextlib.suppress(OSError):
                 # SO_LINGER of the listener is for visitors: a tunnel's GOAWAY must not be cut off by a reset.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+            patience = self._runtime.limits.handshake_time
             timeouts = (
-                {"ssl_handshake_timeout": HANDSHAKE_TIME, "ssl_shutdown_timeout": GOODBYE_TIME} if self._context else {}
+                {"ssl_handshake_timeout": patience, "ssl_shutdown_timeout": GOODBYE_TIME} if self._context else {}
             )
             await self._runtime.loop.connect_accepted_socket(link, sock, ssl=self._context, **timeouts)
             knock.stands = True
@@ -300,6 +301,7 @@ class TunnelDoor:
 
     def _late(self, knock: Knock) -> None:
         """Its time is over, whatever it has done with it."""
+        self._runtime.reached("handshake-time", knock.source)
         if knock.stands and knock.link is not None:
             knock.link.too_slow()  # which says so, and tells us when it has ended
             return

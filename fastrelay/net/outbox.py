@@ -16,6 +16,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from fastrelay.errors import Code, LimitError
 from fastrelay.net.options import limit_unsent
 from fastrelay.wire import HEADER_SIZE, MAX_DATA, WINDOW_FLOOR, Kind
 
@@ -32,8 +33,6 @@ _BUSY = 0.00006
 _FULL_AGAIN = 0.01
 _FULL_LATELY = 0.5
 """Seconds between two times that the tunnel was full: less measures the scheduler, after more it was not always full."""
-_MOST_CONTROL = 8 << 20
-"""Bytes of control frames that may wait while the tunnel is blocked, beyond which the peer is not reading at all."""
 _AT_ONCE = 16
 """Edges that go on in one turn of the loop once the tunnel takes more. If all did, who comes anew would wait for a read of each."""
 
@@ -57,6 +56,7 @@ class Outbox:
         self._pending = bytearray()
         self._flush_due = False
         self._feeding = False
+        self._most_control = runtime.limits.control
         self._control = 0  # bytes of control frames that were written since the tunnel is blocked
         self._written = 0.0
         self._crowded = False  # turns carry several small frames: gather them
@@ -91,8 +91,8 @@ class Outbox:
                 pending += frame
                 if frame[0] != Kind.DATA:  # of which each edge adds one read at most
                     self._control += size
-                    if self._control > _MOST_CONTROL:
-                        self.abort(ConnectionAbortedError("the other side takes nothing off the tunnel"))
+                    if self._control > self._most_control:
+                        self.abort(LimitError(Code.CALM, "the other side takes nothing off the tunnel", "control"))
             return
         if size <= SMALL:
             if pending or self._feeding:

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastrelay.errors import StartError
+from fastrelay.limits import DEFAULTS, SETTINGS, Limits
 from fastrelay.mux.credit import process_pool
+from fastrelay.net.notices import Notices
 from fastrelay.net.watch import Watch
 from fastrelay.wire import HEADER_SIZE, MAX_DATA, WINDOW_FLOOR
 
@@ -24,9 +26,11 @@ SMALLEST_LIMIT = 128
 class Runtime:
     """Made on a running loop. `on_room` is called when descriptors are free again after `full` was true."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULTS) -> None:
+        self.limits = limits
         self.loop = asyncio.get_running_loop()
         self.watch = Watch(self.loop)
+        self.notices = Notices(self.loop)
         self.pool = process_pool()
         self.tunnel_slab = _slab(MAX_DATA)
         self.edge_slab = _slab(HEADER_SIZE + MAX_DATA)
@@ -54,6 +58,14 @@ class Runtime:
         if self.edges == self.budget - 1:
             self.on_room()
 
+    def reached(self, limit: str, who: str, value: object = None) -> None:
+        """Tell that `who` has reached a limit, and what happens then; `value` where it is not the one that was set."""
+        setting = SETTINGS[limit]
+        if value is None:
+            value = setting.show(getattr(self.limits, setting.field))
+        text = f"The limit {limit}={value} is reached by {who}: {setting.reached}."
+        self.notices.say(limit, "limit.reached", text, limit=limit, value=value, who=who)
+
     async def no_edges(self) -> None:
         """Wait until no local connection is left."""
         while self.edges:
@@ -75,6 +87,7 @@ class Runtime:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.notices.close()
         self.watch.close()
 
 

@@ -18,7 +18,7 @@ from hashlib import sha256
 from fastrelay import __version__, log, wire
 from fastrelay.auth import ClientLogin, Token
 from fastrelay.config import ClientConfig, Exposure, Target, join_host
-from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError, RefusedError, StartError
+from fastrelay.errors import Code, FastrelayError, LimitError, PinError, ProtocolError, RefusedError, StartError
 from fastrelay.mux.greeting import ClientGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
@@ -27,6 +27,7 @@ from fastrelay.net.changes import Changes
 from fastrelay.net.dial import Dial, Resolver
 from fastrelay.net.edge import Edge
 from fastrelay.net.link import Core, Link
+from fastrelay.net.notices import Notices
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import Totals
 from fastrelay.net.tls import client_context, pin_fits
@@ -54,7 +55,8 @@ class Client:
         runtime: Runtime | None = None,
     ) -> None:
         self.config = config
-        self.runtime = runtime or Runtime()
+        self.runtime = runtime or Runtime(config.limits)
+        self._settings = wire.Settings(max_streams=config.limits.streams)
         self._token = Token.parse(config.token)
         self._state = state
         self._reachable = reachable
@@ -67,7 +69,7 @@ class Client:
         self._link: Link | None = None
         self._session: Session | None = None
         self._host = ""
-        self._dials = asyncio.Semaphore(wire.MAX_DIALS)
+        self._dials = asyncio.Semaphore(config.limits.dials)
         self._dialling = 0  # those that wait for their turn as well
         self._once = False  # a session has stood: what failed since is transient until proved otherwise
         self._over = asyncio.Event()  # the current link is gone
@@ -77,7 +79,7 @@ class Client:
         self._running: asyncio.Task[None] | None = None
         self._fatal: Exception | None = None
         self._lost: Exception | None = None
-        self._complaints: dict[str, tuple[float, int]] = {}
+        self._complaints = Notices(self.runtime.loop, _COMPLAIN_EVERY)
         self._label = ""  # of the session, in the logs of both sides
         self._totals = Totals()
         self._since = 0.0
@@ -124,13 +126,13 @@ class Client:
             self._session.goaway(Code.SHUTDOWN, "the client is going down")
             self._link.error = ProtocolError(Code.SHUTDOWN, "the client is going down")
             if self._drain_end is None:
-                self._drain_end = self.runtime.loop.call_later(wire.DRAIN_TIME, self._drain_over)
+                self._drain_end = self.runtime.loop.call_later(self.config.limits.drain_time, self._drain_over)
             self._idle_check()
         elif self._running is not None:
             self._running.cancel()  # nothing stands yet that could be drained
 
     def _drain_over(self) -> None:
-        log.warning("client.drained", f"Streams still open after {wire.DRAIN_TIME} s were reset.")
+        self.runtime.reached("drain-time", "this client")
         if self._link is not None:
             self._link.abort(ProtocolError(Code.SHUTDOWN, "the time to drain is over"))
         if self._running is not None:
@@ -150,6 +152,7 @@ class Client:
         if self._link is not None:
             self._link.abort(ProtocolError(Code.SHUTDOWN, "the client has ended"))
             await self._over.wait()
+        self._complaints.close()
         await self.runtime.close()
         self._state.close()
         log.note(
@@ -179,7 +182,7 @@ class Client:
                     relay.port,
                     ssl=self._context,
                     server_hostname=relay.host if relay.tls else None,
-                    ssl_handshake_timeout=wire.HANDSHAKE_TIME if relay.tls else None,
+                    ssl_handshake_timeout=self.config.limits.handshake_time if relay.tls else None,
                     ssl_shutdown_timeout=wire.GOODBYE_TIME if relay.tls else None,
                 )
         except BaseException as error:
@@ -233,7 +236,7 @@ class Client:
             self._state.instance,
             binding,
             secrets.token_bytes(32),
-            wire.Settings(),
+            self._settings,
             f"fastrelay/{__version__}",
         )
         greeting = ClientGreeting(link.decoder, login, link.write, self._begin)
@@ -243,7 +246,7 @@ class Client:
     def _begin(self, welcome: wire.Welcome, theirs: wire.Settings) -> None:
         assert self._link is not None
         self._host = welcome.host or self.config.relay.host
-        self._session = self._link.begin(self, dialer=True, ours=wire.Settings(), theirs=theirs)
+        self._session = self._link.begin(self, dialer=True, ours=self._settings, theirs=theirs)
         self._backoff.succeeded()
         self._once = True
         url = self.config.relay.url
@@ -275,6 +278,8 @@ class Client:
                 seconds=round(time.monotonic() - self._since, 3),
                 cause=cause,
             )
+        if isinstance(error, LimitError):
+            self.runtime.reached(error.limit, f"the relay {self.config.relay.url}")
         self._lost = error
         self._link = None
         self._session = None
@@ -288,7 +293,7 @@ class Client:
         if exposure is None or link is None:
             stream.reset(Code.NO_SERVICE)
             self._refused(stream, request, Code.NO_SERVICE)
-            self._complain(
+            self._complaints.say(
                 "service",
                 "service.unknown",
                 f"The relay opened a stream for service {request.service}, which this client does not expose there: nothing was dialled.",
@@ -303,7 +308,7 @@ class Client:
         if self.runtime.full:
             stream.reset(Code.LIMIT)
             self._refused(stream, request, Code.LIMIT)
-            self._complain(
+            self._complaints.say(
                 "files",
                 "client.full",
                 f"{self.runtime.edges} visitors are connected, as many as this process may have files open: new ones are reset. "
@@ -320,6 +325,8 @@ class Client:
                 asked.missed(stream, code, link)
 
         self._dialling += 1
+        if self._dialling > self.config.limits.dials:
+            self.runtime.reached("dials", str(exposure.target))
         make = Edge if asked is None else asked.make
         Dial(self.runtime, self._resolver, self._dials, link, stream, exposure.target, done, make)
 
@@ -337,11 +344,13 @@ class Client:
     def _dial_failed(self, target: Target, visitor: str, code: Code, error: OSError) -> None:
         what = {
             Code.REFUSED: "refused the connection",
-            Code.DIAL_TIMEOUT: f"did not answer within {wire.DIAL_TIME} s",
+            Code.DIAL_TIMEOUT: f"did not answer within {self.config.limits.dial_time:g} s",
             Code.LIMIT: "could not be connected, this process or machine has no room for another connection",
         }.get(code, f"cannot be reached ({error.strerror or error})")
         hint = " Is the service running?" if code is Code.REFUSED else ""
-        self._complain(
+        if code is Code.DIAL_TIMEOUT:
+            self.runtime.reached("dial-time", str(target))
+        self._complaints.say(
             str(target),
             "target.failed",
             f"{target} {what} (visitor {visitor}).{hint} The tunnel stays up.",
@@ -434,18 +443,6 @@ class Client:
             return f"{url} closed the connection before the login was done: it is busy, or too many logins from this address have failed."
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         return f"Cannot connect to {url}: {reason}."
-
-    def _complain(self, about: str, event: str, text: str, **fields: object) -> None:
-        """Log a warning, but not more than one a second about the same thing: visitors can repeat it at will."""
-        now = self.runtime.loop.time()
-        last, kept_back = self._complaints.get(about, (-_COMPLAIN_EVERY, 0))
-        if now - last < _COMPLAIN_EVERY:
-            self._complaints[about] = (last, kept_back + 1)
-            return
-        if kept_back:
-            text += f" ({kept_back} more like this.)"
-        self._complaints[about] = (now, 0)
-        log.warning(event, text, **fields)
 
 
 def _refusal(exposure: Exposure, answer: wire.Exposed) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from fastrelay import log, wire
+from fastrelay import log
 from fastrelay.errors import Code, ProtocolError
 from fastrelay.net.gate import Limits, Reached
 
@@ -34,13 +34,13 @@ class Refusals:
         log.warning("client.refused", f"Refused {count} more connections{_of(source)}.", source=source, count=count)
 
     def limited(self, limit: str, source: str, count: int) -> None:
+        value = getattr(self._limits, limit.replace("-", "_"))
         if limit == Reached.PENALTY.value:
             text = f"Too many logins{_of(source)} fail: from now on they are answered slowly for a while"
         else:
-            most = self._limits.max_greetings if limit == Reached.ALL.value else self._limits.greetings_per_source
-            text = f"{most} connections{_of(source)} have not logged in yet, as many as may be: older ones are closed for new ones"
+            text = f"{value} connections{_of(source)} have not logged in yet, as many as may be: older ones are closed for new ones"
         more = f" ({count} more times)" if count else ""
-        log.warning("limit.reached", f"{text}{more}.", limit=limit, source=source, count=count or 1)
+        log.warning("limit.reached", f"{text}{more}.", limit=limit, value=value, who=source, count=count or 1)
 
 
 def _of(source: str) -> str:
@@ -67,7 +67,7 @@ def explain(error: Exception | None, first: bytes) -> str:
             else f"it does not speak the fastrelay protocol ({error.text})"
         )
     if isinstance(error, TimeoutError):
-        return f"the handshake took longer than {wire.HANDSHAKE_TIME} s"
+        return "the handshake took too long"
     if error is None or isinstance(error, ConnectionResetError):
         return "the connection was closed"
     return str(error) or type(error).__name__

@@ -30,12 +30,17 @@ class Offer(NamedTuple):
 
 
 class Registry:
-    """`reservations` is what was saved. Times are wall-clock seconds: they outlive the process."""
+    """`reservations` is what was saved, and `reserved_time` says for how long they hold.
 
-    def __init__(self, reservations: Mapping[str, Reservation]) -> None:
+    Times are wall-clock seconds: they outlive the process.
+    """
+
+    def __init__(self, reservations: Mapping[str, Reservation], reserved_time: float = RESERVED_TIME) -> None:
+        self._reserved_time = reserved_time
         self._reserved = dict(reservations)  # by name, of those who are here as well
         self._here: dict[str, object] = {}  # name -> whoever claimed it
         self._owner: dict[int, str] = {}  # port -> name, for every reserved port
+        self._forgotten: list[str] = []
         for name, reservation in self._reserved.items():
             for port in reservation.ports.values():
                 self._owner[port] = name
@@ -57,7 +62,7 @@ class Registry:
             raise ProtocolError(
                 Code.NAME_TAKEN,
                 f"the name {name!r} {'is used' if here else 'is reserved'} by another installation"
-                f"{'' if here else ', which was here within the last day'}; give this one another with --name",
+                f"{'' if here else ', which is away'}; give this one another with --name",
             )
         old = self._here.get(name)
         self._here[name] = session
@@ -131,11 +136,17 @@ class Registry:
         """What to save: whoever is here counts as seen now."""
         return {name: _seen(kept, now) if name in self._here else kept for name, kept in self._reserved.items()}
 
+    def forgotten(self) -> list[str]:
+        """Names that are free again because nobody came for so long; each is told once."""
+        told, self._forgotten = self._forgotten, []
+        return told
+
     def _expire(self, now: float) -> None:
         for name, kept in list(self._reserved.items()):
-            if name not in self._here and now - kept.seen > RESERVED_TIME:
+            if name not in self._here and now - kept.seen > self._reserved_time:
                 del self._reserved[name]
                 self._idle.pop(name, None)
+                self._forgotten.append(name)
                 for port in kept.ports.values():
                     self._owner.pop(port, None)
 

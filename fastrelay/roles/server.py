@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import os
 import secrets
@@ -18,11 +19,11 @@ import msgspec
 from fastrelay import __version__, log, wire
 from fastrelay.auth import RelayLogin
 from fastrelay.config import NAME, ServerConfig, join_host
-from fastrelay.errors import Code, ProtocolError, StartError
+from fastrelay.errors import Code, LimitError, ProtocolError, StartError
 from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
-from fastrelay.net.gate import Limits
+from fastrelay.net import gate
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
@@ -38,7 +39,6 @@ from fastrelay.state import ServerState
 
 _SAVE_AFTER = 0.2
 _SEEN_EVERY = 3600.0
-_FULL_EVERY = 10.0
 
 
 class Server:
@@ -46,12 +46,12 @@ class Server:
 
     def __init__(self, config: ServerConfig, state: ServerState) -> None:
         self.config = config
-        self.runtime = Runtime()
+        self.runtime = Runtime(config.limits)
         self.runtime.on_full = self._full
         self.runtime.on_room = self._room
         self.settings = wire.Settings()
         self.identity: Identity | None = None if config.plaintext else _identity(config, state)
-        self.registry = Registry(state.reservations())
+        self.registry = Registry(state.reservations(), config.limits.reserved_time)
         self.port = 0  # for tunnels; once started
         self._state = state
         self._door: TunnelDoor | None = None
@@ -77,7 +77,9 @@ class Server:
             where = join_host(config.bind_host, config.bind_port)
             raise StartError(f"Cannot listen on {where}: {_why(error)}. Choose another address with --bind.") from None
         context = None if self.identity is None else server_context(self.identity)
-        limits = Limits()
+        limits = gate.Limits(
+            **{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(gate.Limits)}
+        )
         self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), Refusals(limits), limits)
         self.port = self._door.port
         scheme = "tcp" if config.plaintext else "tls"
@@ -99,20 +101,20 @@ class Server:
         )
 
     async def drain(self) -> None:
-        """Accept nobody new, let streams end for up to DRAIN_TIME, then close."""
+        """Accept nobody new, let streams end for up to the limit `drain-time`, then close."""
         self._draining = True
         if self._door is not None:
             self._door.close()
         for tunnel in list(self._tunnels.values()):
             tunnel.wind_down("the relay is going down")
         try:
-            async with asyncio.timeout(wire.DRAIN_TIME):
+            async with asyncio.timeout(self.config.limits.drain_time):
                 while self._tunnels:
                     self._ended.clear()
                     await self._ended.wait()
                 await self.runtime.no_edges()  # the streams are over, but slow visitors have not taken everything yet
         except TimeoutError:
-            log.warning("server.drained", f"Streams still open after {wire.DRAIN_TIME} s were reset.")
+            self.runtime.reached("drain-time", "the relay")
 
     async def close(self) -> None:
         """End at once: what is left is reset."""
@@ -195,6 +197,8 @@ class Server:
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
+        for name in self.registry.forgotten():
+            self.runtime.reached("reserved-time", name)
         try:
             self._state.save_reservations(self.registry.reservations(time.time()))
         except OSError as error:
@@ -223,7 +227,6 @@ class Tunnel:
         self.services: dict[int, Service] = {}
         self._since = 0.0
         self._theirs = wire.Settings()
-        self._told_full = -_FULL_EVERY
 
     # --- the greeting --------------------------------------------------------------------------------------------------
 
@@ -235,7 +238,8 @@ class Tunnel:
         self.key = server.keyring.admit(auth, now)
         old = server.registry.claim(auth.name, auth.instance, self, now)
         self.name = auth.name
-        self._theirs = msgspec.structs.replace(theirs, max_streams=self.key.streams(theirs.max_streams))
+        most = min(theirs.max_streams, server.config.limits.streams)
+        self._theirs = msgspec.structs.replace(theirs, max_streams=self.key.streams(most))
         if isinstance(old, Tunnel):
             old.supersede()
         return self.label, server.config.advertise
@@ -318,8 +322,11 @@ class Tunnel:
             return refused("bad-request", "the request repeats a number, or asks for a port that cannot be")
         if any(service.name == request.name for service in self.services.values()):
             return refused("name-taken", f"this client already exposes a service {request.name!r}")
-        if len(self.services) >= wire.MAX_SERVICES:
-            return refused("limit", f"a client may expose {wire.MAX_SERVICES} services")
+        server = self._server
+        most = server.config.limits.services
+        if len(self.services) >= most:
+            server.runtime.reached("services", self.name)
+            return refused("limit", f"a client may expose {most} service{'s' if most > 1 else ''}")
         if refusal := self.key.refuse_service(request.name):
             return refused("not-granted", refusal.text, refusal.rule)
         try:
@@ -328,7 +335,6 @@ class Tunnel:
             return refused(
                 "bad-request", f"the visitors are not 1 to {wire.MAX_NETWORKS} networks in the form 192.0.2.0/24"
             )
-        server = self._server
         allowed = self.key.ports(server.config.ports, server.port)
         offer = server.registry.offer(self.name, request.name, request.port, allowed, time.time())
         if offer.error:
@@ -363,18 +369,9 @@ class Tunnel:
         self.services.clear()
 
     def full(self) -> None:
-        """A visitor was reset because the client has as many as it may have; told once in a while, for visitors come at will."""
-        now = self._server.runtime.loop.time()
-        if self.session.going_away or now - self._told_full < _FULL_EVERY:
-            return
-        self._told_full = now
-        most = self.session.theirs.max_streams
-        log.warning(
-            "service.limit",
-            f"Client {self.name} has {most} visitors, as many as it or its token {self.key.label} takes at a time: new ones are reset.",
-            **self._who(),
-            limit=most,
-        )
+        """A visitor was reset because the client has as many as it, its token or this relay takes at a time."""
+        if not self.session.going_away:
+            self._server.runtime.reached("streams", self.name, self.session.theirs.max_streams)
 
     # --- ends ----------------------------------------------------------------------------------------------------------
 
@@ -405,6 +402,8 @@ class Tunnel:
     def gone(self, error: Exception | None) -> None:
         self.withdraw()
         self._server.registry.release(self.name, self, time.time())
+        if isinstance(error, LimitError):
+            self._server.runtime.reached(error.limit, self.name)
         why = f": {explain(error, b'')}" if error is not None else ""
         log.info(
             "client.gone",

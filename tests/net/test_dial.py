@@ -15,6 +15,7 @@ import pytest
 from fastrelay import wire
 from fastrelay.config import Target
 from fastrelay.errors import Code
+from fastrelay.limits import Limits
 from fastrelay.mux.stream import Stream
 from fastrelay.net import dial as dial_module
 from fastrelay.net.dial import Dial, Resolver
@@ -251,9 +252,7 @@ def test_no_descriptor_is_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     run(main())
 
 
-def test_a_target_that_does_not_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial_module, "DIAL_TIME", 0.1)
-
+def test_a_target_that_does_not_answer(run: Run) -> None:
     async def main() -> None:
         # A queue that is full: the kernel drops what else knocks.
         with socket.socket() as sock:
@@ -266,7 +265,7 @@ def test_a_target_that_does_not_answer(run: Run, monkeypatch: pytest.MonkeyPatch
                 knock.connect_ex(sock.getsockname())
                 knocks.append(knock)
             await asyncio.sleep(0.05)
-            async with Bench() as bench:
+            async with Bench(limits=Limits(dial_time=0.1)) as bench:
                 client = Client(bench, Target(LOCALHOST, sock.getsockname()[1]))
                 await bench.peer.send(pair.open_(1))
                 assert await client.code() is Code.DIAL_TIMEOUT

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from fastrelay import wire
-from fastrelay.errors import Code, FastrelayError, PinError, ProtocolError, RefusedError
+from fastrelay.errors import Code, FastrelayError, LimitError, PinError, ProtocolError, RefusedError
+from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.mux import pace
 from fastrelay.mux.stream import Stream
 from fastrelay.net import outbox
@@ -241,18 +242,19 @@ def test_what_may_wait_is_bounded(run: Run, identity: tuple[Path, Path], tls: bo
                 number += 1
                 link.write(numbered(number, 300_000))
                 await asyncio.sleep(0)
-            for _ in range(outbox._MOST_CONTROL // 300_000 + 1):  # as if many edges had read one buffer each
+            for _ in range(DEFAULTS.control // 300_000 + 1):  # as if many edges had read one buffer each
                 link.write(numbered(number, 300_000))
             await turns()
             assert not talker.closed, "of data there is no more than edges have read"
             control = wire.frame(Kind.GOAWAY, 0, bytes(4000))
-            for _ in range(outbox._MOST_CONTROL // len(control)):
+            for _ in range(DEFAULTS.control // len(control)):
                 link.write(control)
             await turns()
             assert not talker.closed
             link.write(control)
             await until(lambda: talker.closed, "the tunnel is given up")
-            assert isinstance(talker.closed[0], ConnectionAbortedError)
+            error = talker.closed[0]
+            assert isinstance(error, LimitError) and error.limit == "control"
 
     run(main())
 
@@ -268,7 +270,7 @@ def test_control_frames_are_counted_anew_when_the_tunnel_takes_more(run: Run) ->
                 while not link.blocked:
                     link.write(numbered(1, 300_000))
                     await asyncio.sleep(0)
-                for _ in range(outbox._MOST_CONTROL // len(control) * 2 // 3):
+                for _ in range(DEFAULTS.control // len(control) * 2 // 3):
                     link.write(control)
                 other.transport.resume_reading()
                 await until(lambda: not link.blocked and not link._pending, "the tunnel takes more")
@@ -573,11 +575,9 @@ def test_a_goodbye_is_not_answered(run: Run) -> None:
     run(main())
 
 
-def test_the_handshake_takes_too_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "HANDSHAKE_TIME", 0.1)
-
+def test_the_handshake_takes_too_long(run: Run) -> None:
     async def main() -> None:
-        runtime = Runtime()
+        runtime = Runtime(Limits(handshake_time=0.1))
         far, near = tcp_pair()
         role = Ear()
         link = Link(runtime, role)
@@ -593,11 +593,9 @@ def test_the_handshake_takes_too_long(run: Run, monkeypatch: pytest.MonkeyPatch)
     run(main())
 
 
-def test_the_time_of_tls_counts_for_the_handshake(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "HANDSHAKE_TIME", 0.2)
-
+def test_the_time_of_tls_counts_for_the_handshake(run: Run) -> None:
     async def main() -> None:
-        runtime = Runtime()
+        runtime = Runtime(Limits(handshake_time=0.2))
         far, near = tcp_pair()
         role = Ear()
         link = Link(runtime, role)

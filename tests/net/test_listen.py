@@ -16,6 +16,7 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.errors import Code, ProtocolError
+from fastrelay.limits import Limits as RuntimeLimits
 from fastrelay.net import listen as listen_module
 from fastrelay.net.gate import Limits
 from fastrelay.net.link import Link, address
@@ -253,8 +254,8 @@ class Told(NamedTuple):
 class TunnelBench:
     """A door, and what it told."""
 
-    def __init__(self, context: ssl.SSLContext | None, **limits: int) -> None:
-        self.runtime = Runtime()
+    def __init__(self, context: ssl.SSLContext | None, handshake_time: float = 10, **limits: int) -> None:
+        self.runtime = Runtime(RuntimeLimits(handshake_time=handshake_time))
         self.guests = Guests()
         self.told: list[Told] = []
         self.sock = listen(LOCALHOST, 0)
@@ -331,11 +332,9 @@ def test_who_does_not_speak_tls_is_refused_and_told_of(run: Run, context: ssl.SS
     run(main())
 
 
-def test_who_stalls_in_tls_is_dropped(run: Run, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen_module, "HANDSHAKE_TIME", 0.1)
-
+def test_who_stalls_in_tls_is_dropped(run: Run, context: ssl.SSLContext) -> None:
     async def main() -> None:
-        bench = TunnelBench(context)
+        bench = TunnelBench(context, handshake_time=0.1)
         stalled = [bench.knock() for _ in range(3)]
         await stalled[1].send(b"\x16\x03\x01")
         await until(lambda: len(bench.told) == 3, "all were told of", 3)
@@ -396,7 +395,7 @@ def test_the_oldest_goes_for_a_new_one(run: Run, context: ssl.SSLContext) -> Non
             await local.to_end()
         for _, writer in through:
             writer.close()
-        assert [told.what for told in bench.told if told.what] == ["greetings_per_source"], "once, however often"
+        assert [told.what for told in bench.told if told.what] == ["greetings-per-source"], "once, however often"
         await bench.close()
 
     run(main())
@@ -414,7 +413,7 @@ def test_too_many_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
             assert local.quiet()
         assert bench.here == 3
         await until(lambda: len(bench.told) == 2, "it was summed up")
-        assert [(told.what, told.times) for told in bench.told] == [("max_greetings", 0), ("max_greetings", 2)]
+        assert [(told.what, told.times) for told in bench.told] == [("max-greetings", 0), ("max-greetings", 2)]
         await bench.close()
 
     run(main())
@@ -428,7 +427,7 @@ def test_who_failed_often_waits_for_its_turn(run: Run) -> None:
             await until(lambda: len(bench.guests.here) > bench.guests.ended, "it is greeted")
             bench.guests.refuse(ProtocolError(Code.UNAUTHORIZED, "no"))
             await until(lambda: not bench.here, "it is gone")
-        assert bench.told[-1].what == "penalty"
+        assert bench.told[-1].what == "penalty-from"
         start = time.monotonic()
         waiting = [bench.knock() for _ in range(6)]
         for local in reversed(waiting):
@@ -446,11 +445,9 @@ def test_who_failed_often_waits_for_its_turn(run: Run) -> None:
     run(main())
 
 
-def test_time_is_up_in_the_lane(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen_module, "HANDSHAKE_TIME", 0.15)
-
+def test_time_is_up_in_the_lane(run: Run) -> None:
     async def main() -> None:
-        bench = TunnelBench(None, penalty_from=0, penalty_rate=1)
+        bench = TunnelBench(None, handshake_time=0.15, penalty_from=0, penalty_rate=1)
         locals_ = [bench.knock() for _ in range(3)]
         for local in locals_:
             await local.send(b"x")

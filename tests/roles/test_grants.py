@@ -12,7 +12,8 @@ import pytest
 from fastrelay import wire
 from fastrelay.auth import Token
 from fastrelay.errors import Code
-from fastrelay.roles import keyring, server
+from fastrelay.net.notices import Notices
+from fastrelay.roles import keyring
 from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.roles.test_server import RelayBench, events, relay
@@ -101,23 +102,19 @@ def test_services_and_ports_that_are_not_granted(
     assert {one["token"] for one in told} == {"home", "bare"}
 
 
-def test_how_many_visitors(
-    run: Run, tmp_path: Path, soon: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(server, "_FULL_EVERY", 0.2)
-
+def test_how_many_visitors(run: Run, tmp_path: Path, soon: None, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with relay(tmp_path / "r") as bench:
+            bench.server.runtime.notices = Notices(asyncio.get_running_loop(), 0.2)
             home = await token(bench, "home", ports=str(bench.ports.first), max_streams=2)
             peer, _ = await bench.client("home", "inst", home)
             port = (await bench.expose(peer)).port
             inside = [await bench.joined(peer, port) for _ in range(2)]
             for _ in range(3):
                 assert await (await bench.visit(port)).to_end() == (b"", End.RESET)
-            assert events(caplog).count("service.limit") == 1
-            await asyncio.sleep(0.2)
-            assert await (await bench.visit(port)).to_end() == (b"", End.RESET)
-            assert events(caplog).count("service.limit") == 2
+            assert events(caplog).count("limit.reached") == 1
+            await asyncio.sleep(0.3)
+            assert events(caplog).count("limit.reached") == 2
             local, number = inside[0]
             local.reset()
             await peer.frame(Kind.RESET)
@@ -126,7 +123,8 @@ def test_how_many_visitors(
 
     with caplog.at_level(logging.INFO, "fastrelay"):
         run(main())
-    assert fields(caplog, "service.limit")[0]["limit"] == 2
+    told = {"limit": "streams", "value": 2, "who": "home"}
+    assert fields(caplog, "limit.reached") == [told, told | {"count": 2}]
 
 
 # --- a token that stands no more ---------------------------------------------------------------------------------------

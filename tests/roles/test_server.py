@@ -20,6 +20,7 @@ from fastrelay import wire
 from fastrelay.auth import ClientLogin, Token
 from fastrelay.config import PortRange, ServerConfig
 from fastrelay.errors import Code, StartError
+from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.net.listen import listen
 from fastrelay.roles.server import Server
 from fastrelay.state import ServerState
@@ -46,8 +47,9 @@ def five_ports() -> PortRange:
 class RelayBench:
     """A plaintext relay on loopback with five ports of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, limits: Limits = DEFAULTS) -> None:
         self.home = home
+        self.limits = limits
         self.ports = five_ports()
         self.peers: list[Peer] = []
         self.locals: list[Local] = []
@@ -56,7 +58,7 @@ class RelayBench:
     def start(self) -> None:
         config = ServerConfig(
             bind_host=LOCALHOST, bind_port=self.port, ports=self.ports, advertise="", state=self.home,
-            cert=None, key=None, plaintext=True,
+            cert=None, key=None, plaintext=True, limits=self.limits,
         )  # fmt: skip
         self.server = Server(config, ServerState.open(self.home))
         self.server.start()
@@ -132,8 +134,8 @@ class RelayBench:
 
 
 @asynccontextmanager
-async def relay(home: Path) -> AsyncIterator[RelayBench]:
-    bench = RelayBench(home)
+async def relay(home: Path, limits: Limits = DEFAULTS) -> AsyncIterator[RelayBench]:
+    bench = RelayBench(home, limits)
     bench.start()
     try:
         yield bench
@@ -175,11 +177,9 @@ def test_a_visitor_becomes_a_stream(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
-def test_every_answer_to_expose(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_SERVICES", 3)
-
+def test_every_answer_to_expose(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
-        async with relay(tmp_path / "r") as bench:
+        async with relay(tmp_path / "r", Limits(services=3)) as bench:
             first = next(iter(bench.ports))
             one, _ = await bench.client("one", "1")
             two, _ = await bench.client("two", "2")
@@ -435,11 +435,9 @@ def test_drain_waits_for_slow_visitors_whose_streams_are_over(run: Run, tmp_path
     run(main())
 
 
-def test_drain_ends_after_its_time(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "DRAIN_TIME", 0.1)
-
+def test_drain_ends_after_its_time(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
-        async with relay(tmp_path / "r") as bench:
+        async with relay(tmp_path / "r", Limits(drain_time=0.1)) as bench:
             peer, _ = await bench.client()
             local, _ = await bench.joined(peer, (await bench.expose(peer)).port)
             start = time.monotonic()

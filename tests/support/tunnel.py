@@ -17,6 +17,7 @@ from typing import Self
 
 from fastrelay import wire
 from fastrelay.errors import Code
+from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import NOTHING, Stream
 from fastrelay.net.edge import Edge
@@ -201,7 +202,8 @@ class Bench:
     The link plays the relay, as which it opens even ids, or with `dialer` the client.
     """
 
-    def __init__(self, *, dialer: bool = False, theirs: wire.Settings | None = None) -> None:
+    def __init__(self, *, dialer: bool = False, theirs: wire.Settings | None = None, limits: Limits = DEFAULTS) -> None:
+        self.limits = limits
         self.dialer = dialer
         self.theirs = theirs or wire.Settings(early=0)  # so that the peer alone says what may come
         self.locals: list[Local] = []
@@ -212,7 +214,7 @@ class Bench:
         self.idle = 0
 
     async def __aenter__(self) -> Self:
-        self.runtime = Runtime()
+        self.runtime = Runtime(self.limits)
         self.loop = self.runtime.loop
         far, near = tcp_pair()
         self.peer = Peer(far)
