@@ -128,6 +128,7 @@ def test_flood_is_cut_off(field: Field, enemy: Callable[[], Line], long: int, na
     assert seen.gained <= MEMORY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deaf", [False, True], ids=["reads", "deaf"])
 @pytest.mark.parametrize("words", [opens, rapid_reset], ids=["OPEN to the relay", "rapid reset"])
 def test_open_is_cut_off(
@@ -238,6 +239,7 @@ class Drain:
         self._end.result(TIMEOUT)
 
 
+@pytest.mark.slow
 def test_data_nobody_reads_ends_with_the_credit(field: Field, enemy: Callable[[], Line]) -> None:
     """A stream that the relay has refused takes the early data that were promised, to the byte, in frames of one."""
     with enemy() as line:

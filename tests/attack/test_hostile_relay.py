@@ -208,10 +208,10 @@ FLOODS: dict[str, tuple[Callable[[int], bytes], int, int]] = {
 
 
 @pytest.mark.slow
-def test_floods_are_cut_off(victim: Victim) -> None:
+def test_floods_are_cut_off(victim: Victim, long: int) -> None:
     """At the numbers of protocol.md section 12; the client is back by itself each time."""
     said = []
-    for name, (one, burst, rate) in FLOODS.items():
+    for name, (one, burst, rate) in itertools.islice(FLOODS.items(), None if long else 2):
         with victim.relay.welcome(2) as line:
             line.send(frames.open_(2, frames.service(2)))
             line.frame(Kind.ACCEPT)
@@ -258,7 +258,7 @@ SILLY = {
 def test_answers_that_are_none(tmp_path: Path, long: int) -> None:
     """Each ends the tunnel, with its code; what was answered rightly before that was told, and nothing else."""
     with Relay() as relay, Client(relay.url, relay.token.text(), tmp_path, expose=["22"]) as client:
-        for name, words in itertools.islice(SILLY.items(), 0, None, 1 if long else 5):
+        for name, words in itertools.islice(SILLY.items(), 0, None, 1 if long else 8):
             with relay.greet(relay.meet()) as line:
                 line.frame(Kind.EXPOSE)
                 line.send(words)
@@ -267,7 +267,7 @@ def test_answers_that_are_none(tmp_path: Path, long: int) -> None:
         with relay.welcome() as line:
             assert line.alive()
         unharmed(client)
-        assert set(client.out) == {"tcp://127.0.0.1:20000"}, client.out
+        assert client.line(0) and set(client.out) == {"tcp://127.0.0.1:20000"}, client.out
 
 
 def safe(client: Client) -> None:
@@ -308,6 +308,7 @@ def test_words_for_a_terminal(tmp_path: Path) -> None:
         unharmed(client)
 
 
+@pytest.mark.slow
 def test_refusal_with_words_for_a_terminal(tmp_path: Path) -> None:
     with Relay() as relay, Client(relay.url, relay.token.text(), tmp_path, expose=["9"]) as client:
         with relay.greet(relay.meet()) as line:
@@ -344,6 +345,7 @@ def test_wrong_proof(tmp_path: Path, tls: bool, proof: bytes) -> None:
         assert not client.out
 
 
+@pytest.mark.slow
 def test_another_certificate(tmp_path: Path) -> None:
     """The pin is another relay's: not a byte of HELLO leaves the client."""
     with Relay(tmp_path) as relay:
@@ -359,7 +361,7 @@ def test_another_certificate(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_nonsense(victim: Victim, long: int) -> None:
     """Frames of a relay, some of them broken: each time the client ends the tunnel or goes on, and it is always back by itself."""
-    number = 200 * long or 3
+    number = 200 * long or 2
     random = Random(number)
     ends: dict[str, int] = {}
     count = mutated = 0
@@ -381,6 +383,7 @@ def test_nonsense(victim: Victim, long: int) -> None:
     print(f"\n{number} sessions of nonsense, {count} frames, {mutated} of them broken: {ends}")
 
 
+@pytest.mark.slow
 def test_the_target_is_what_the_client_says(tmp_path: Path) -> None:
     """A session of a relay that means no harm, with the same hands: so the refusals above are for what was said."""
     with (

@@ -135,6 +135,7 @@ def test_connections_that_only_come_and_go(field: Field, long: int) -> None:
     print(f"\n{number} connections that said nothing; {seen}")
 
 
+@pytest.mark.slow
 def test_a_goodbye_is_not_answered(field: Field) -> None:
     """Least of all with a stranger's own words."""
     with connect(field.address, tls=False) as line:
@@ -143,6 +144,7 @@ def test_a_goodbye_is_not_answered(field: Field) -> None:
         assert not line.heard
 
 
+@pytest.mark.slow
 def test_it_is_the_handshake_of_protocol_md(field: Field) -> None:
     """What the attackers know of it lets them in: with it they are refused for what they then do."""
     with attacker(field.address, field.token, "honest") as line:
