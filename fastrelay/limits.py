@@ -168,7 +168,7 @@ def _value(setting: Setting, text: str) -> Value:
     value = _read(text, setting.unit)
     if value is None:
         raise UsageError(
-            f"The limit {setting.name}={text} is not understood: write it like {setting.name}={setting.show(setting.default)}."
+            f"The limit {f'{setting.name}={text}'!r} is not understood: write it like {setting.name}={setting.show(setting.default)}."
         )
     inside = (
         all(a <= b <= c for a, b, c in zip(setting.least, value, setting.most, strict=True))
@@ -188,7 +188,7 @@ def _read(text: str, unit: str) -> Value | None:
         return Bucket(int(bucket[1]), int(bucket[2])) if bucket else None
     if unit == "seconds":
         time = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|[smhd]?)", text)
-        return float(time[1]) * _TIMES[time[2]] if time else None
+        return round(float(time[1]) * _TIMES[time[2]], 6) if time else None
     size = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text)
     if size is None or (size[2] and unit != "bytes"):
         return None
