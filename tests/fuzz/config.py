@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastrelay import config, networks, policy
+from fastrelay import config, limits, networks, policy
 from fastrelay.auth import Token
 from fastrelay.errors import UsageError
 from tests.fuzz.fuzzer import Fuzzer
@@ -19,6 +19,10 @@ from tests.fuzz.texts import slip
 NOW = 1_700_000_000.0
 SECRET = bytes(range(200, 232))
 TOKENS = [Token("k3yID_-0", SECRET, pins).text() for pins in ((), (bytes(32),), (bytes(range(32)), b"\xff" * 32))]
+LIMITS = (
+    *("streams=100", "control=8M", "control=100000", "dial-time=1.5s", "handshake-time=250ms", "drain-time=1h", "reserved-time=30d"),
+    *("flood-open=1000/200", "flood-ping=20/1", "dials=7", "services=64", "handshake-time=0.1"),
+)  # fmt: skip
 _TELLING = 12  # characters of a secret in a row that are too many
 
 
@@ -95,6 +99,16 @@ def _listed(value: object) -> str:
     return "web=192.0.2.7" if value is None else f"ssh={','.join(value.texts)}"
 
 
+def _limits(value: object) -> str:
+    """The one that is not what it is by default, if there is one."""
+    assert isinstance(value, limits.Limits)
+    settings = limits.SETTINGS.values()
+    for one in settings:
+        if getattr(value, one.field) != one.default:
+            return f"{one.name}={one.show(getattr(value, one.field))}"
+    return "streams=65535"
+
+
 def _name(text: str) -> str:
     name = config.host_name(text)
     assert config.NAME.fullmatch(name), name
@@ -132,6 +146,8 @@ READERS = {
             *("::ffff:192.0.2.0/120", "2001:DB8:0::7", "ssh=10.0.0.1,10.0.0.1/32"),
         ),
     ),
+    "limits of a relay": Reader(lambda text: limits.parse_limits([text], limits.Side.RELAY), _limits, LIMITS),
+    "limits of a client": Reader(lambda text: limits.parse_limits([text], limits.Side.CLIENT), _limits, LIMITS),
     "name": Reader(_name, str, ("home-nas", "Ann's MacBook Pro", "HOST.local", "_x", "日本", "")),
     "token": Reader(Token.parse, _token, tuple(TOKENS)),
 }  # fmt: skip
