@@ -81,6 +81,8 @@ def in_the_code() -> Events:
             elif called.rpartition(".")[2] in indirect and len(node.args) > indirect[called.rpartition(".")[2]][0]:
                 place, level = indirect[called.rpartition(".")[2]]
                 event = node.args[place]
+                if called.endswith(".say"):  # `Notices` says how many it has kept back
+                    found.setdefault(str(getattr(event, "value", "")), (set(), set()))[1].add("count")
             else:
                 continue
             if isinstance(event, ast.Name) and event.id == "event":

@@ -21,14 +21,11 @@ from fastrelay.networks import Networks
 if TYPE_CHECKING:
     from fastrelay.roles.server import Tunnel
 
-_DENIED_EVERY = 10.0
-"""Seconds from one line about the visitors that a service denied to the next: anybody can knock at will."""
-
 
 class Service:
     """One public port of a client, for everybody, or for those in `visitors` (protocol.md section 5.1)."""
 
-    __slots__ = ("_denied", "_last", "_loop", "_quiet", "door", "name", "number", "port", "tunnel", "visitors")
+    __slots__ = ("_notices", "door", "name", "number", "port", "tunnel", "visitors")
 
     def __init__(
         self,
@@ -43,10 +40,7 @@ class Service:
         self.number = number
         self.name = name
         self.visitors = visitors
-        self._loop = runtime.loop
-        self._denied = 0  # since the last line
-        self._last = ""
-        self._quiet = False
+        self._notices = runtime.notices
         make = Visitor if visitors is None else ListedVisitor
         if log.audited():
             make = AuditedVisitor if visitors is None else AuditedListedVisitor
@@ -54,28 +48,19 @@ class Service:
         self.port = self.door.port
 
     def deny(self, visitor: str) -> None:
-        """Tell of a visitor that was reset because it is not in the list; of many, only their number."""
-        self._denied += 1
-        self._last = visitor
-        if not self._quiet:
-            self._tell()
-
-    def _tell(self) -> None:
-        denied, self._denied = self._denied, 0
-        self._quiet = denied > 0
-        if not denied:
-            return
-        more = f" ({denied - 1} more like this.)" if denied > 1 else ""
-        log.warning(
+        """Tell of a visitor that was reset because it is not in the list."""
+        tunnel = self.tunnel
+        self._notices.say(
+            f"visitors of {self.name} of {tunnel.name}",
             "visitor.denied",
-            f"Refused visitor {self._last} of {self.name} of {self.tunnel.name}: it is not in the list of visitors.{more}",
+            f"Refused visitor {visitor} of {self.name} of {tunnel.name}: it is not in the list of visitors.",
+            name=tunnel.name,
+            session=tunnel.label,
             service=self.name,
-            name=self.tunnel.name,
-            visitor=self._last,
+            port=self.port,
+            visitor=visitor,
             rule="visitors",
-            count=denied,
         )
-        self._loop.call_later(_DENIED_EVERY, self._tell)
 
 
 class Visitor(Edge):

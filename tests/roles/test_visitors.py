@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fastrelay import wire
+from fastrelay.net.notices import Notices
 from fastrelay.networks import Networks
-from fastrelay.roles import visitors
 from fastrelay.roles.visitors import ListedVisitor, Visitor
 from fastrelay.wire import Kind
 from tests.conftest import Run
@@ -58,27 +58,24 @@ def test_who_is_not_in_the_list_never_becomes_a_stream(
         run(main())
     first = denied(caplog)[0]
     assert first.pop("visitor").startswith("127.0.0.1:")
-    assert first == {"service": "ssh", "name": "home", "rule": "visitors", "count": 1}
+    assert first.pop("session") and first.pop("port")
+    assert first == {"service": "ssh", "name": "home", "rule": "visitors"}
 
 
-def test_a_crowd_of_strangers_is_told_of_in_one_line(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_crowd_of_strangers_is_told_of_once_for_each_service(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(visitors, "_DENIED_EVERY", 0.3)
-
     async def main() -> None:
         async with relay(tmp_path / "r") as bench:
+            bench.server.runtime.notices = Notices(asyncio.get_running_loop(), 0.5)
             peer, _ = await bench.client()
-            port = (await bench.expose(peer, visitors=("127.0.0.2/32",))).port
+            ports = [(await bench.expose(peer, number, visitors=("127.0.0.2/32",))).port for number in (1, 2)]
             for _ in range(20):
-                assert await is_reset(bench, port)
-            assert [fields["count"] for fields in denied(caplog)] == [1]
-            await until(lambda: len(denied(caplog)) == 2, "the others are told of together")
-            assert denied(caplog)[1]["count"] == 19 and "(18 more like this.)" in caplog.text
-            await asyncio.sleep(0.35)
-            assert len(denied(caplog)) == 2, "silence is not told of"
-            assert await is_reset(bench, port)
-            assert denied(caplog)[2]["count"] == 1
+                assert await is_reset(bench, ports[0])
+            assert await is_reset(bench, ports[1])
+            assert [fields["service"] for fields in denied(caplog)] == ["s1", "s2"]
+            await until(lambda: len(denied(caplog)) == 3, "the others are told of together")
+            assert denied(caplog)[2]["count"] == 19
 
     with caplog.at_level(logging.INFO, "fastrelay"):
         run(main())
