@@ -166,6 +166,30 @@ def test_a_revoked_token_ends_its_sessions_within_a_second(
     assert fields(caplog, "token.loaded")[-1] == {"added": [], "removed": ["home"], "changed": []}
 
 
+def test_all_sessions_of_a_token_end_within_a_second(run: Run, tmp_path: Path, long: int) -> None:
+    number = 200 * long or 20
+
+    async def main() -> float:
+        async with relay(tmp_path / "r") as bench:
+            many = await token(bench, "many", names=["c*"])
+            peers = [(await bench.client(f"c{at}", "inst", many))[0] for at in range(number)]
+            stays, _ = await bench.client("stays")
+            start = time.monotonic()
+            revoke(bench.home, "many")
+            for peer in peers:
+                assert (await goodbye(peer))[0] is Code.UNAUTHORIZED
+            took = time.monotonic() - start
+            for peer in peers:
+                peer.close()
+            await until(lambda: len(bench.server._tunnels) == 1, "the other one's is left")
+            await bench.expose(stays)
+            return took
+
+    took = run(main())
+    print(f"{number} sessions had their goodbye {took * 1000:.0f} ms after their token was revoked")
+    assert took < 1
+
+
 def test_a_changed_grant_is_judged_anew(run: Run, tmp_path: Path, soon: None) -> None:
     async def main() -> None:
         async with relay(tmp_path / "r") as bench:

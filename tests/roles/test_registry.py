@@ -190,6 +190,9 @@ def test_what_was_saved_stands_again() -> None:
 
 def test_saved_reservations_that_share_a_port_do_no_harm() -> None:
     reg = registry(a=Reservation("a", 0.0, {"x": 20_000}), b=Reservation("b", 0.0, {"y": 20_000}))
+    claim(reg, "a")
+    assert offered(reg, "a", "x") == [20_001, 20_002, 20_003, 20_004], "it is the other's"
+    reg = registry(a=Reservation("a", 0.0, {"x": 20_000}), b=Reservation("b", 0.0, {"y": 20_000}))
     assert reg.claim("c", "c", object(), 2 * DAY) is None
     assert grant(reg, "c", "z", now=2 * DAY) == 20_000
 

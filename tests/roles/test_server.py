@@ -148,6 +148,8 @@ async def relay(home: Path, limits: Limits = DEFAULTS) -> AsyncIterator[RelayBen
         await bench.close()
         await turns()
     assert runtime.edges == 0 and runtime.pool.used == 0 and not runtime.watch._watched
+    looks = bench.server.keyring._timer
+    assert looks is None or looks.cancelled()
 
 
 async def goaway(peer: Peer) -> Code:
