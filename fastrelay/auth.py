@@ -10,7 +10,7 @@ import base64
 import binascii
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -30,10 +30,19 @@ INSTANCE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """The form of an instance; for `fullmatch`."""
 
 _AGENT_LENGTH: Final = 64
-_MAX_PINS: Final = 2
+MAX_PINS: Final = 2
+"""Pins in a token, in WELCOME and in PINS: the current key's and the next one's."""
 
 _REFUSED: Final = "the token is not valid on this relay; get the current one with `fastrelay token show` there"
 _OTHER_CERTIFICATE: Final = "the client sees another certificate than this relay's, so something between the two reads the tunnel; connect to the relay directly"
+_NO_CERTIFICATE: Final = (
+    "this relay admits only clients with a certificate of its CA; give this one with --client-cert and --client-key"
+)
+_NEEDS_CERTIFICATE: Final = "the token is valid only together with the client certificate that it was made for; give that one with --client-cert and --client-key"
+_UNKNOWN_CERTIFICATE: Final = (
+    "the client has no token, and shows no certificate that this relay knows; "
+    "`fastrelay token new LABEL --client-cert FILE --no-token` there makes one known"
+)
 _IMPOSTOR: Final = (
     "the relay does not know the token, so it is not the one that made it; check the relay's address and its token with "
     "`fastrelay token show` there"
@@ -59,8 +68,8 @@ class Token:
             raise UsageError(_damaged("its key id does not have 8 characters of a-z A-Z 0-9 _ -"))
         if len(self.secret) != KEY_SIZE:
             raise UsageError(_damaged("its secret does not have the right length"))
-        if len(self.pins) > _MAX_PINS:
-            raise UsageError(_damaged(f"it has more than {_MAX_PINS} pins"))
+        if len(self.pins) > MAX_PINS:
+            raise UsageError(_damaged(f"it has more than {MAX_PINS} pins"))
         if any(len(pin) != KEY_SIZE for pin in self.pins):
             raise UsageError(_damaged("a pin in it does not have the right length"))
 
@@ -77,7 +86,7 @@ class Token:
             raise UsageError(
                 "The token is not a token of fastrelay, which begins with fr1: get one with `fastrelay token show` on the relay."
             )
-        if not 2 <= len(parts) <= 2 + _MAX_PINS:
+        if not 2 <= len(parts) <= 2 + MAX_PINS:
             raise UsageError(_damaged('it does not have three to five parts between "."'))
         key_id, secret, *pins = parts
         return cls(key_id, _decode(secret) or b"", tuple(_decode(pin) or b"" for pin in pins))
@@ -91,21 +100,31 @@ class Token:
 
 
 class Verifier(msgspec.Struct, frozen=True):
-    """What a relay keeps of a token: enough to check a proof and to give its own, not enough to log in. Keys are 32 bytes."""
+    """What a relay keeps of a client's right to come in: enough to check it, not enough to log in (sections 4.2 and 4.6).
+
+    The keys of a token, 32 bytes each; or `cert`, the SHA-256 of a client certificate's public key; or both. What is not there is empty.
+    """
 
     key_id: str
-    stored_key: bytes
-    server_key: bytes
+    stored_key: bytes = b""
+    server_key: bytes = b""
+    cert: bytes = b""
 
     def __post_init__(self) -> None:
         if not KEY_ID.fullmatch(self.key_id):
             raise ValueError("key_id is not 8 characters of the base64url alphabet")
-        if len(self.stored_key) != KEY_SIZE or len(self.server_key) != KEY_SIZE:
-            raise ValueError(f"stored_key and server_key are not of {KEY_SIZE} bytes")
+        sizes = [len(self.stored_key), len(self.server_key), len(self.cert)]
+        if sizes not in ([KEY_SIZE, KEY_SIZE, 0], [KEY_SIZE, KEY_SIZE, KEY_SIZE], [0, 0, KEY_SIZE]):
+            raise ValueError(f"stored_key and server_key, or cert, or all of them, are not of {KEY_SIZE} bytes")
 
     @classmethod
-    def of(cls, token: Token) -> Verifier:
-        return cls(token.key_id, sha256(client_key(token.secret)).digest(), server_key(token.secret))
+    def of(cls, token: Token, cert: bytes = b"") -> Verifier:
+        return cls(token.key_id, sha256(client_key(token.secret)).digest(), server_key(token.secret), cert)
+
+    @property
+    def by_certificate(self) -> bool:
+        """Whether there is no token: the certificate alone admits."""
+        return not self.stored_key
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.key_id})"
@@ -166,6 +185,34 @@ def _decode(text: str) -> bytes | None:
     return raw if _encode(raw) == text else None
 
 
+# --- pins (protocol.md section 4.3) ------------------------------------------------------------------------------------
+
+
+def parse_pin(text: str) -> bytes:
+    """A pin as typed, 32 bytes. Raises UsageError."""
+    pin = _decode(text.strip())
+    if pin is None:
+        raise UsageError(
+            f"The pin {text!r} is not 43 characters of base64url: copy it from `fastrelay key show` on the relay."
+        )
+    return pin
+
+
+def pin_texts(pins: Iterable[bytes]) -> list[str]:
+    """Pins as they are written."""
+    return [_encode(pin) for pin in pins]
+
+
+def read_pins(texts: list[str]) -> tuple[bytes, ...]:
+    """Pins from the wire. Raises ProtocolError (PROTOCOL) for more than two, and for what is none."""
+    pins = tuple(_decode(text) or b"" for text in texts)
+    if len(pins) > MAX_PINS or not all(pins):
+        raise ProtocolError(
+            Code.PROTOCOL, f"the relay's pins are not up to {MAX_PINS} times {KEY_SIZE} bytes in base64url"
+        )
+    return pins
+
+
 # --- the client's side (protocol.md section 4.1) -----------------------------------------------------------------------
 
 
@@ -173,15 +220,17 @@ class ClientLogin:
     """The client's three steps, each called once and in order: `hello`, `auth`, `welcome`.
 
     `binding` is the SHA-256 of the certificate that the relay showed, or None on a plaintext tunnel; `nonce` is 32 fresh random bytes.
-    The caller has compared the pin before it sends the first byte.
+    The caller has compared the pin before it sends the first byte. Without a token the certificate that TLS has shown must do.
     """
 
     peer: wire.RelayHello
     """What the relay said of itself; there after `auth`."""
+    pins: tuple[bytes, ...]
+    """What the relay's keys are and will be; there after `welcome`."""
 
     def __init__(
         self,
-        token: Token,
+        token: Token | None,
         name: str,
         instance: str,
         binding: bytes | None,
@@ -222,19 +271,26 @@ class ClientLogin:
         _check_hello(peer)
         self.peer = peer
         token = self._token
+        if token is None:
+            return wire.pack_json(wire.Auth(key_id="", proof="", name=self._name, instance=self._instance))
         self._t = transcript(self._hello, relay_hello, token.key_id, self._name, self._instance, self._binding)
         proof = _encode(client_proof(token.secret, self._t))
         return wire.pack_json(wire.Auth(key_id=token.key_id, proof=proof, name=self._name, instance=self._instance))
 
     def welcome(self, payload: bytes) -> wire.Welcome:
-        """The relay's WELCOME, once it has proved that it knows the token.
+        """The relay's WELCOME, once it has proved that it knows the token; without a token TLS alone has proved the relay.
 
         Raises ProtocolError: UNAUTHORIZED for a wrong proof, PROTOCOL for a payload that is not a WELCOME.
         """
         welcome = wire.unpack_json(payload, wire.Welcome)
-        proof = relay_proof(server_key(self._token.secret), self._t)
-        if not hmac.compare_digest(_decode(welcome.proof) or b"", proof):
-            raise ProtocolError(Code.UNAUTHORIZED, _IMPOSTOR)
+        if self._token is None:
+            if welcome.proof:
+                raise ProtocolError(Code.PROTOCOL, "WELCOME has a proof that nobody asked for")
+        else:
+            proof = relay_proof(server_key(self._token.secret), self._t)
+            if not hmac.compare_digest(_decode(welcome.proof) or b"", proof):
+                raise ProtocolError(Code.UNAUTHORIZED, _IMPOSTOR)
+        self.pins = read_pins(welcome.pins)
         if not (welcome.session + welcome.host).isprintable():  # both are shown to people
             raise ProtocolError(Code.PROTOCOL, "session or host in WELCOME is not printable")
         if welcome.host and not config.is_host(welcome.host):  # people copy it into commands
@@ -249,11 +305,15 @@ class RelayLogin:
     """The relay's three steps, each called once and in order: `hello`, `auth`, `welcome`.
 
     `find` looks up the verifier of a key id, `seed` is the relay's own secret for key ids that it does not know, `binding` is the SHA-256
-    of its certificate, or None for tunnels without TLS; `nonce` is 32 fresh random bytes.
+    of its certificate, or None for tunnels without TLS; `nonce` is 32 fresh random bytes. `shown` is the SHA-256 of the public key of the
+    client certificate that TLS has accepted, None without one; `find_cert` looks up whom it admits; `required`: nobody comes in without one.
+    `pins` says what clients know the relay by.
     """
 
     peer: wire.ClientHello
     """What the client said of itself; there after `hello`. Nothing in it is proved before `auth` returns."""
+    admitted: Verifier
+    """By what right the client came in; there after `auth`."""
 
     def __init__(
         self,
@@ -263,22 +323,33 @@ class RelayLogin:
         nonce: bytes,
         settings: wire.Settings,
         agent: str,
+        *,
+        shown: bytes | None = None,
+        find_cert: Callable[[bytes], Verifier | None] = lambda _: None,
+        required: bool = False,
+        pins: Callable[[], tuple[bytes, ...]] = lambda: (),
     ) -> None:
         self._find = find
+        self._find_cert = find_cert
+        self._shown = shown
+        self._required = required
+        self._pins = pins
         self._seed = seed
         self._binding = binding
         self._hello_s = wire.pack_json(
             wire.RelayHello(version=wire.VERSION, agent=agent[:_AGENT_LENGTH], nonce=_encode(nonce), settings=settings)
         )
         self._hello_c = b""
-        self._proof = b""
+        self._proof = ""
 
     def hello(self, payload: bytes) -> bytes:
         """The payload of the relay's HELLO, as the answer to the client's.
 
-        Raises ProtocolError: VERSION without a common version, UNAUTHORIZED for another binding than the relay's own, PROTOCOL for a
-        HELLO that breaks section 4.1.
+        Raises ProtocolError: VERSION without a common version, UNAUTHORIZED for another binding than the relay's own and without a
+        certificate that is required, PROTOCOL for a HELLO that breaks section 4.1.
         """
+        if self._required and self._shown is None:
+            raise ProtocolError(Code.UNAUTHORIZED, _NO_CERTIFICATE)
         peer = wire.unpack_json(payload, wire.ClientHello)
         lowest, highest = peer.versions
         if lowest > highest:
@@ -298,19 +369,28 @@ class RelayLogin:
     def auth(self, payload: bytes) -> wire.Auth:
         """Who the client is, once it has proved it.
 
-        Raises ProtocolError: UNAUTHORIZED, with the same text after the same work, for an unknown key id and for a wrong proof; PROTOCOL
-        for an AUTH that breaks section 4.1.
+        Raises ProtocolError: UNAUTHORIZED, with the same text after the same work, for an unknown key id and for a wrong proof, and with
+        texts of their own for certificates (section 4.6); PROTOCOL for an AUTH that breaks section 4.1.
         """
         auth = wire.unpack_json(payload, wire.Auth)
         if not config.NAME.fullmatch(auth.name):
             raise ProtocolError(Code.PROTOCOL, "the name in AUTH does not have the form of a name")
         if not INSTANCE.fullmatch(auth.instance):
             raise ProtocolError(Code.PROTOCOL, "the instance in AUTH does not have the form of an instance")
+        if auth.key_id or auth.proof:
+            self.admitted = self._by_token(auth)
+        else:
+            self.admitted = self._by_certificate()
+        return auth
+
+    def _by_token(self, auth: wire.Auth) -> Verifier:
         t = transcript(self._hello_c, self._hello_s, auth.key_id, auth.name, auth.instance, self._binding)
         # Made up for every key id, known or not, so that the time does not tell which ids exist.
         stored = _hmac(self._seed, b"stored key " + auth.key_id.encode())
         server = _hmac(self._seed, b"server key " + auth.key_id.encode())
         verifier = self._find(auth.key_id)
+        if verifier is not None and verifier.by_certificate:
+            verifier = None
         if verifier is not None:
             stored, server = verifier.stored_key, verifier.server_key
         key = _xor(_decode(auth.proof) or bytes(KEY_SIZE), _hmac(stored, t))
@@ -318,12 +398,22 @@ class RelayLogin:
         proved = hmac.compare_digest(sha256(key).digest(), stored)
         if not proved or verifier is None:
             raise ProtocolError(Code.UNAUTHORIZED, _REFUSED)
-        self._proof = proof
-        return auth
+        # Only who has the token learns that it needs a certificate.
+        if verifier.cert and not hmac.compare_digest(verifier.cert, self._shown or b""):
+            raise ProtocolError(Code.UNAUTHORIZED, _NEEDS_CERTIFICATE)
+        self._proof = _encode(proof)
+        return verifier
+
+    def _by_certificate(self) -> Verifier:
+        shown = self._shown if self._binding is not None else None  # a plaintext tunnel has shown nothing
+        verifier = self._find_cert(shown) if shown else None
+        if verifier is None or not verifier.by_certificate or verifier.cert != shown:
+            raise ProtocolError(Code.UNAUTHORIZED, _UNKNOWN_CERTIFICATE)
+        return verifier
 
     def welcome(self, session: str, host: str) -> bytes:
         """The payload of WELCOME; `host` is what visitors type, or ""."""
-        return wire.pack_json(wire.Welcome(proof=_encode(self._proof), session=session, host=host))
+        return wire.pack_json(wire.Welcome(proof=self._proof, session=session, host=host, pins=pin_texts(self._pins())))
 
 
 def _binding_text(binding: bytes | None) -> str:

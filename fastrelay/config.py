@@ -384,7 +384,8 @@ def parse_ports(text: str) -> PortRange:
 class ServerConfig:
     """A relay. `ports` are given to visitors; `advertise` is the host that visitors type, "" if nobody said.
 
-    `cert` and `key` are PEM files, or None for the relay's own identity in `state`. Raises UsageError for what cannot be together.
+    `cert` and `key` are PEM files, or None for the relay's own identity in `state`. `client_ca` is a PEM file of CAs: clients may show a
+    certificate of theirs, and with `require_client_cert` must. Raises UsageError for what cannot be together.
     """
 
     bind_host: str
@@ -396,6 +397,8 @@ class ServerConfig:
     key: Path | None
     plaintext: bool
     limits: Limits = DEFAULTS
+    client_ca: Path | None = None
+    require_client_cert: bool = False
 
     def __post_init__(self) -> None:
         _check_host(self.bind_host)
@@ -407,6 +410,12 @@ class ServerConfig:
             raise UsageError(
                 f"A certificate and its key belong together and {missing} is missing: give both, or none for the relay's own."
             )
+        if self.require_client_cert and self.client_ca is None:
+            raise UsageError(
+                "Clients cannot be made to show a certificate, because nobody says whose are good: name a file of CAs with --client-ca."
+            )
+        if self.plaintext and self.client_ca is not None:
+            raise UsageError("Tunnels without TLS show no certificates: leave out --plaintext or --client-ca.")
         if self.plaintext and not is_loopback(self.bind_host):
             raise UsageError(
                 f"Tunnels without TLS are allowed on this machine only, and {self.bind_host!r} is more than that: "
@@ -416,7 +425,11 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """A client called `name`. `token` is the token's text, a secret, which no repr shows. Raises UsageError for what cannot be together."""
+    """A client called `name`. `token` is the token's text, a secret, which no repr shows; "" for none.
+
+    `client_cert` and `client_key` are PEM files, or None; `pins` are the relay's, 32 bytes each, instead of the token's. Raises UsageError
+    for what cannot be together.
+    """
 
     relay: Relay
     token: str = field(repr=False)
@@ -424,9 +437,27 @@ class ClientConfig:
     name: str
     state: Path
     limits: Limits = DEFAULTS
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    pins: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name(self.name, "client")
+        if (self.client_cert is None) is not (self.client_key is None):
+            missing = "--client-cert" if self.client_cert is None else "--client-key"
+            raise UsageError(
+                f"A client's certificate and its key belong together and {missing} is missing: give both, or none."
+            )
+        if not self.token and self.client_cert is None:
+            raise UsageError(
+                "There is no token: give --token or --token-file, or set FASTRELAY_TOKEN; `fastrelay token show` on the relay prints it."
+            )
+        if not self.relay.tls and (self.client_cert is not None or self.pins):
+            raise UsageError(
+                f"The relay {self.relay.url} is plaintext, where neither side shows a certificate: leave out --client-cert and --pin."
+            )
+        if len(self.pins) > 2:
+            raise UsageError("More than two pins are given: a relay has one key, and while it changes a next one.")
         if len(self.exposures) > wire.MAX_SERVICES:
             raise UsageError(
                 f"{len(self.exposures)} services are too many for one client: expose at most {wire.MAX_SERVICES}, "

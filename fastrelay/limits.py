@@ -133,6 +133,7 @@ class Limits:
     flood_open: tuple[int, int] = _flood(1000, 200, (1, 1), Side.RELAY)
     flood_reset: tuple[int, int] = _flood(1000, 33, (1, 1), Side.RELAY)
     flood_expose: tuple[int, int] = _flood(2 * wire.MAX_SERVICES, 1, (wire.MAX_SERVICES, 1), Side.RELAY)
+    flood_pins: tuple[int, int] = _flood(20, 1, (20, 1), Side.CLIENT)
     flood_optional: tuple[int, int] = _flood(1000, 100, (1, 1), Side.BOTH)
 
 

@@ -279,13 +279,20 @@ class Key(Verifier, frozen=True):
             raise ValueError("created is no time")
 
     @classmethod
-    def made(cls, token: Token, label: str, grant: Grant, created: float) -> Key:
+    def made(cls, token: Token, label: str, grant: Grant, created: float, cert: bytes = b"") -> Key:
+        """With `cert` the token is good only together with a client certificate whose public key has this SHA-256."""
         verifier = Verifier.of(token)
-        return cls(verifier.key_id, verifier.stored_key, verifier.server_key, label, created, grant)
+        return cls(verifier.key_id, verifier.stored_key, verifier.server_key, cert, label, created, grant)
+
+    @classmethod
+    def for_certificate(cls, key_id: str, cert: bytes, label: str, grant: Grant, created: float) -> Key:
+        """Without a token: the client certificate whose public key has this SHA-256 is enough (protocol.md section 4.6)."""
+        return cls(key_id, cert=cert, label=label, created=created, grant=grant)
 
     def same_token(self, other: Verifier) -> bool:
-        """Whether both are the same secret."""
-        return (self.key_id, self.stored_key, self.server_key) == (other.key_id, other.stored_key, other.server_key)
+        """Whether both are proved by the same secret and certificate."""
+        mine = (self.key_id, self.stored_key, self.server_key, self.cert)
+        return mine == (other.key_id, other.stored_key, other.server_key, other.cert)
 
     # --- checks --------------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ class Kind(enum.IntEnum):
     WELCOME = 0x12
     EXPOSE = 0x13
     EXPOSED = 0x14
+    PINS = 0x81
 
 
 OPTIONAL: Final = 0x80
@@ -97,6 +98,7 @@ SIZES: Final[dict[int, tuple[int, int, bool]]] = {
     Kind.WELCOME: (0, MAX_CONTROL, False),
     Kind.EXPOSE: (0, MAX_CONTROL, False),
     Kind.EXPOSED: (0, MAX_CONTROL, False),
+    Kind.PINS: (0, MAX_CONTROL, False),
 }
 
 HEADER: Final = struct.Struct(">II")  # kind << 24 | length, stream
@@ -255,6 +257,13 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     proof: str
     session: str
     host: str = ""
+    pins: list[str] = msgspec.field(default_factory=list)
+
+
+class Pins(msgspec.Struct, frozen=True, kw_only=True):
+    """The relay's pins have changed (section 4.3)."""
+
+    pins: list[str]
 
 
 class Expose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

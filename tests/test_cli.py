@@ -54,10 +54,18 @@ def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ("server", "client", "demo", "token")),
+        ((), ("server", "client", "demo", "token", "key")),
         (
             ("server",),
             ("--bind", "--ports", "--advertise", "--state", "--cert", "--key", "--plaintext", "--audit", "--loop"),
+        ),
+        (("server",), ("--client-ca", "--require-client-cert")),
+        (("client",), ("--client-cert", "--client-key", "--pin")),
+        (("token", "new"), ("--client-cert", "--no-token")),
+        (("key",), ("prepare", "show", "switch")),
+        (
+            ("key", "prepare"),
+            ("--state",),
         ),
         (
             ("client",),
@@ -200,6 +208,21 @@ def test_readme_shows_what_can_be_typed(
         ),
         (("client", "relay.example", "--expose", "22", "--visitors", "10.0.0.1/8", "--token", SECRET), "10.0.0.0/8"),
         (("client", "relay.example", "--expose", "22", "--visitors", "", "--token", SECRET), "a network is missing"),
+        (("server", "--require-client-cert"), "--client-ca"),
+        (("server", "--bind", "127.0.0.1", "--plaintext", "--client-ca", "/nowhere"), "--plaintext or --client-ca"),
+        (("client", "relay.example", "--expose", "22", "--client-cert", "/nowhere"), "--client-key"),
+        (("client", "relay.example", "--expose", "22", "--client-key", "/nowhere"), "--client-cert"),
+        (("client", "relay.example", "--expose", "22", "--pin", "nonsense", "--token", SECRET), "fastrelay key show"),
+        (("client", "relay.example", "--expose", "22", "--token", SECRET, *("--pin", "A" * 43) * 3), "two pins"),
+        (("client", "tcp://127.0.0.1", "--expose", "22", "--token", SECRET, "--pin", "A" * 43), "plaintext"),
+        (
+            ("client", "tcp://127.0.0.1", "--expose", "22", "--client-cert", "/c", "--client-key", "/k"),
+            "leave out --client-cert",
+        ),
+        (
+            ("client", "relay", "--expose", "22", "--token", "", "--client-cert", "/c", "--client-key", "/k"),
+            "The token is empty",
+        ),
         (("demo", "--expose", "-1"), "-1"),
         (("server", "--audit", "-"), "stderr"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrelay import roles, wire
+from fastrelay import auth, roles, wire
 from fastrelay.errors import Code
 from fastrelay.limits import SETTINGS
 from fastrelay.mux import credit, floods, pace, session
@@ -67,6 +67,18 @@ def test_kinds_of_one_size(kind: Kind) -> None:
     assert kind.name in section("3.2").split("exactly the size given")[0] or kind is Kind.TRUNC
 
 
+def test_members_of_the_handshake() -> None:
+    _, rows = table("4.1")
+    said = {(name, who): set(re.sub(r" \[.*?\]", "", members).split(", ")) for _, name, who, members in rows}
+    forms = {
+        ("HELLO", "client"): wire.ClientHello,
+        ("HELLO", "relay"): wire.RelayHello,
+        ("AUTH", "client"): wire.Auth,
+        ("WELCOME", "relay"): wire.Welcome,
+    }
+    assert said == {step: set(form.__struct_fields__) for step, form in forms.items()}
+
+
 def test_codes() -> None:
     _, rows = table("11")
     assert {name: int(code) for code, name, _ in rows} == {code.name: int(code) for code in Code}
@@ -96,6 +108,7 @@ def test_limits_in_the_text() -> None:
     assert f"the last {registry._MOST_IDLE} that left" in section("4.4")
     assert f"up to {session._OVER_LIMIT} of them at a time" in section("6.2")
     assert session._ID_MARK == 2**32 * 3 // 4 and "three quarters of its ids" in section("6.2")
+    assert auth.MAX_PINS == 2 and "next one (section 4.3): at most two, base64url" in section("4.1")
     assert f"ALPN protocol `{wire.ALPN}`" in section("2")
     assert f"This document is version {wire.VERSION}." in section("4.1")
 
@@ -209,6 +222,8 @@ def build(text: str) -> bytes:
             payload = bytes.fromhex(text.split()[1])
         case Kind.GOAWAY:
             payload = wire.pack_goaway(int(words["last"]), int(words["code"]), said)
+        case Kind.PINS:
+            payload = wire.pack_json(wire.Pins(pins=json.loads(text.split(maxsplit=1)[1])["pins"]))
         case _:
             raise AssertionError(f"no vector is known for {name}")
     return wire.frame(kind, stream, payload)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fastrelay import __version__
+from fastrelay.cli.keys import key
 from fastrelay.cli.limits import Limited, limit_option
 from fastrelay.cli.output import data, say, sentences
 from fastrelay.cli.tokens import token
@@ -98,6 +99,15 @@ def _expose(required: bool) -> Callable[[Callable[..., None]], Callable[..., Non
     help="TLS certificate chain (PEM) instead of the relay's own; with --key.",
 )
 @click.option("--key", type=click.Path(path_type=Path), show_envvar=True, help="The key of --cert (PEM).")
+@click.option(
+    "--client-ca",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    help="CAs (PEM) whose certificates clients may show, for tokens that need one and clients without a token.",
+)
+@click.option(
+    "--require-client-cert", is_flag=True, show_envvar=True, help="Refuse clients without a certificate of --client-ca."
+)
 @click.option("--plaintext", is_flag=True, show_envvar=True, help="Tunnels without TLS; only on a loopback address.")
 @_audit
 @limit_option
@@ -109,6 +119,8 @@ def server(
     state: Path | None,
     cert: Path | None,
     key: Path | None,
+    client_ca: Path | None,
+    require_client_cert: bool,
     plaintext: bool,
     audit: Path | None,
     limit: tuple[str, ...],
@@ -131,6 +143,8 @@ def server(
         key=key,
         plaintext=plaintext,
         limits=parse_limits(limit, Side.RELAY),
+        client_ca=client_ca,
+        require_client_cert=require_client_cert,
     )
     _run(lambda on_stop: run_server(config, _server_ready, on_stop), loop, config.limits.drain_time, audit)
 
@@ -161,6 +175,22 @@ def server(
     help="A file that holds the token.",
 )
 @click.option(
+    "--client-cert",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    help="This client's TLS certificate chain (PEM), beside the token or instead of it; with --client-key.",
+)
+@click.option("--client-key", type=click.Path(path_type=Path), show_envvar=True, help="The key of --client-cert (PEM).")
+@click.option(
+    "--pin",
+    "pins",
+    metavar="PIN",
+    multiple=True,
+    envvar="FASTRELAY_CLIENT_PIN",
+    show_envvar=True,
+    help="The relay's key (`fastrelay key show` there) instead of the token's pins; twice while it changes.",
+)
+@click.option(
     "--state", type=click.Path(path_type=Path), show_envvar=True, help="Directory that says which installation this is."
 )
 @_audit
@@ -173,6 +203,9 @@ def client(
     name: str | None,
     token: str | None,
     token_file: Path | None,
+    client_cert: Path | None,
+    client_key: Path | None,
+    pins: tuple[str, ...],
     state: Path | None,
     audit: Path | None,
     limit: tuple[str, ...],
@@ -183,7 +216,7 @@ def client(
     from dataclasses import replace
 
     from fastrelay.app import run_client
-    from fastrelay.auth import Token
+    from fastrelay.auth import Token, parse_pin
     from fastrelay.config import ClientConfig, host_name, parse_expose, parse_relay
     from fastrelay.limits import Side, parse_limits
     from fastrelay.networks import assign
@@ -196,14 +229,18 @@ def client(
     exposures = [parse_expose(spec) for spec in expose]
     listed = assign(visitors, [exposure.name for exposure in exposures])
     secret = _token(token, token_file)
-    Token.parse(secret)
+    if secret is not None:
+        Token.parse(secret)
     config = ClientConfig(
         relay=parse_relay(relay),
-        token=secret,
+        token=secret or "",
         exposures=tuple(replace(exposure, visitors=listed.get(exposure.name)) for exposure in exposures),
         name=host_name(socket.gethostname()) if name is None else name,
         state=state or default_state("client"),
         limits=parse_limits(limit, Side.CLIENT),
+        client_cert=client_cert,
+        client_key=client_key,
+        pins=tuple(parse_pin(pin) for pin in pins),
     )
     _run(lambda on_stop: run_client(config, _reachable, on_stop), loop, config.limits.drain_time, audit)
 
@@ -246,6 +283,7 @@ def bench(words: tuple[str, ...]) -> None:
 
 
 cli.add_command(token)
+cli.add_command(key)
 
 
 # --- running -----------------------------------------------------------------------------------------------------------
@@ -340,13 +378,9 @@ def _loop_factory(wanted: str) -> Callable[[], Any] | None:
     return uvloop.new_event_loop
 
 
-def _token(token: str | None, token_file: Path | None) -> str:
-    if token is not None:
+def _token(token: str | None, token_file: Path | None) -> str | None:
+    if token is not None or token_file is None:
         return token
-    if token_file is None:
-        raise UsageError(
-            "There is no token: give --token or --token-file, or set FASTRELAY_TOKEN; `fastrelay token show` on the relay prints it."
-        )
     try:
         return token_file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -376,6 +410,8 @@ def _server_ready(server: Server, token: str) -> None:
             if token
             else (f"fastrelay client {scheme}{where} --expose 22 --token-file FILE")
         )
+        if config.require_client_cert:
+            join += " --client-cert FILE --client-key FILE"
         say(
             f"fastrelay {__version__}   ready in {time.monotonic() - _START:.1f} s\n\n"
             f"  Clients     {where:<24}{trust}\n"

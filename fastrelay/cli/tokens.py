@@ -86,6 +86,13 @@ def _identity(command: Callable[..., None]) -> Callable[..., None]:
     show_envvar=True,
     help="Visitors that a client may have at a time.",
 )
+@click.option(
+    "--client-cert",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    help="The client's TLS certificate (PEM): it must show this key as well. The relay needs --client-ca.",
+)
+@click.option("--no-token", is_flag=True, show_envvar=True, help="Make no secret: the key of --client-cert is enough.")
 @_state
 @_identity
 def new(
@@ -95,6 +102,8 @@ def new(
     names: str | None,
     expires: str | None,
     max_streams: int | None,
+    client_cert: Path | None,
+    no_token: bool,
     state: Path | None,
     cert: Path | None,
     key: Path | None,
@@ -103,6 +112,7 @@ def new(
 
     It grants nothing but what is said here.
     """
+    from fastrelay.net.tls import file_pin
     from fastrelay.policy import Grant, Key, Ports, check_label, parse_expiry, parse_patterns
     from fastrelay.state.tokens import new_token
 
@@ -115,17 +125,29 @@ def new(
         max_streams=max_streams or 0,
         expires=0.0 if expires is None else parse_expiry(expires, now),
     )
+    if no_token and client_cert is None:
+        raise UsageError("Without a token there must be a certificate: name the client's with --client-cert.")
     kept = _open(state)
     pins = _pins(kept, cert, key)
     made = new_token()
+    shown = b"" if client_cert is None else file_pin(client_cert)
     with kept.tokens.edit() as keys:
         if any(other.label == label for other in keys):
             raise UsageError(
                 f"There is a token {label!r} already: choose another label, or make a new secret for it with "
                 f"`fastrelay token rotate {label}`."
             )
-        keys.append(Key.made(made, label, grant, now))
-    _hand_out(kept, made, pins, label, grant)
+        for other in keys:
+            if no_token and other.by_certificate and other.cert == shown:
+                raise UsageError(
+                    f"The key of {client_cert} is enough for {other.label!r} already: revoke that first, or make a certificate with "
+                    "another key."
+                )
+        if no_token:
+            keys.append(Key.for_certificate(made.key_id, shown, label, grant, now))
+        else:
+            keys.append(Key.made(made, label, grant, now, shown))
+    _hand_out(kept, None if no_token else made, pins, label, grant, certified=client_cert is not None)
 
 
 @token.command("list")
@@ -134,13 +156,14 @@ def list_(state: Path | None) -> None:
     """Print a table of all tokens; no secrets."""
     from fastrelay.policy import show_time
 
-    rows = [("LABEL", "KEY", "PORTS", "NAMES", "SERVICES", "EXPIRES", "CREATED")]
+    rows = [("LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "EXPIRES", "CREATED")]
     for key in _open(state).tokens.all():
         grant = key.grant
         rows.append(
             (
                 key.label,
                 key.key_id,
+                _proof(key),
                 grant.ports or "-",
                 ",".join(grant.names) or "-",
                 ",".join(grant.services) or "-",
@@ -210,6 +233,10 @@ def rotate(label: str, keep: str | None, state: Path | None, cert: Path | None, 
         if not old:
             raise _unknown(label)
         current = old[-1]
+        if current.by_certificate:
+            raise UsageError(
+                f"{label!r} has no secret, its certificate is enough: revoke it, and name the new certificate in `fastrelay token new`."
+            )
         if over := current.expired(now):
             raise UsageError(
                 f"The time of a new secret would be over too, for {over.text}: revoke this one first, and give the new one the same label."
@@ -229,7 +256,7 @@ def rotate(label: str, keep: str | None, state: Path | None, cert: Path | None, 
                 created=now,
             )
         )
-    _hand_out(kept, made, pins, label, current.grant)
+    _hand_out(kept, made, pins, label, current.grant, certified=bool(current.cert))
     if keep is None:
         say("The old one is revoked; a relay that runs ends its sessions within a second.")
     else:
@@ -247,30 +274,40 @@ def _open(state: Path | None) -> ServerState:
 
 def _pins(kept: ServerState, cert: Path | None, key: Path | None) -> tuple[bytes, ...]:
     """What the tokens of this relay carry."""
-    from fastrelay.net.tls import load_identity, pins_of
+    from fastrelay.net.keys import known_by, next_pair
+    from fastrelay.net.tls import load_identity
 
-    paths = (cert, key) if cert is not None and key is not None else kept.identity_paths
+    if cert is not None and key is not None:
+        return known_by(load_identity(cert, key), None)
+    own = kept.identity_paths
     # A relay with --plaintext has never needed a certificate.
-    return pins_of(load_identity(*paths) if paths[0].exists() or cert is not None else None)
+    return known_by(load_identity(*own), next_pair(own)) if own[0].exists() else ()
 
 
 def _unknown(label: str) -> UsageError:
     return UsageError(f"There is no token {label!r}: `fastrelay token list` shows those that there are.")
 
 
-def _hand_out(kept: ServerState, made: Token, pins: tuple[bytes, ...], label: str, grant: Grant) -> None:
-    """The token alone on stdout; on stderr what to do with it."""
-    from fastrelay.auth import Token
+def _hand_out(
+    kept: ServerState, made: Token | None, pins: tuple[bytes, ...], label: str, grant: Grant, *, certified: bool
+) -> None:
+    """The token alone on stdout, if there is one; on stderr what to do with it."""
+    from fastrelay.auth import Token, pin_texts
 
-    click.echo(Token(made.key_id, made.secret, pins).text())
+    if made is not None:
+        click.echo(Token(made.key_id, made.secret, pins).text())
     name = "" if "*" in grant.names else f" --name {_example(grant.names, 'NAME')}"
     service = "" if "*" in grant.services else f"{_example(grant.services, 'NAME')}="
     relay = _relay(kept)
     where = "" if relay else "this machine for RELAY and "
-    say(
-        f"\nThis is the token {label!r}, which is shown this once. On the machine to reach, with {where}a file that holds the token for FILE, "
-        f"run:\n\n    fastrelay client {relay or 'RELAY'}{name} --expose {service}22 --token-file FILE\n"
-    )
+    proof = " --client-cert CERT --client-key KEY" if certified else ""
+    if made is not None:
+        what = f"This is the token {label!r}, which is shown this once. On the machine to reach, with {where}a file that holds the token for FILE"
+        proof += " --token-file FILE"
+    else:
+        what = f"The certificate is enough for {label!r}, there is no token. On the machine to reach, with {where}its files for CERT and KEY"
+        proof += "".join(f" --pin {pin}" for pin in pin_texts(pins))
+    say(f"\n{what}, run:\n\n    fastrelay client {relay or 'RELAY'}{name} --expose {service}22{proof}\n")
     if not grant.ports:
         say(
             "It grants no public port, so a client cannot expose anything with it. One that does is made like this: "
@@ -294,6 +331,11 @@ def _example(patterns: tuple[str, ...], otherwise: str) -> str:
     return next((pattern for pattern in patterns if "*" not in pattern), otherwise)
 
 
+def _proof(key: Key) -> str:
+    """What a client proves itself with."""
+    return "certificate" if key.by_certificate else "both" if key.cert else "token"
+
+
 def _description(key: Key) -> str:
     from fastrelay.policy import show_time
 
@@ -302,6 +344,7 @@ def _description(key: Key) -> str:
     rows = {
         "label": key.label,
         "key": key.key_id,
+        "proof": _proof(key),
         "ports": grant.ports or "none",
         "names": ",".join(grant.names) or "none",
         "services": ",".join(grant.services) or "none",

@@ -15,8 +15,9 @@ EMPTY = ("DATA or FIN without effect (empty DATA)", *DEFAULTS.flood_empty)
 OPEN = ("OPEN by a client", *DEFAULTS.flood_open)
 RESET = ("RESET by a client of a stream that it opened", *DEFAULTS.flood_reset)
 EXPOSE = ("EXPOSE", *DEFAULTS.flood_expose)
+PINS = ("PINS", *DEFAULTS.flood_pins)
 OPTIONAL = ("unknown optional frame", *DEFAULTS.flood_optional)
-ROWS = (PING, WINDOW, EMPTY, OPEN, RESET, EXPOSE, OPTIONAL)
+ROWS = (PING, WINDOW, EMPTY, OPEN, RESET, EXPOSE, PINS, OPTIONAL)
 
 
 class Floods:
@@ -33,6 +34,7 @@ class Floods:
             OPEN: ("flood-open", limits.flood_open),
             RESET: ("flood-reset", limits.flood_reset),
             EXPOSE: ("flood-expose", limits.flood_expose),
+            PINS: ("flood-pins", limits.flood_pins),
             OPTIONAL: ("flood-optional", limits.flood_optional),
         }
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fastrelay import wire
+from fastrelay.auth import pin_texts, read_pins
 from fastrelay.errors import Code, ProtocolError
 from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.mux import floods
@@ -34,6 +35,9 @@ class Owner(Protocol):
 
     def on_expose(self, request: wire.Expose) -> None: ...
     def on_exposed(self, answer: wire.Exposed) -> None: ...
+    def on_pins(self, pins: tuple[bytes, ...]) -> None:
+        """The relay's keys have changed, or will (protocol.md 4.3)."""
+
     def on_goaway(self, code: Code, text: str) -> None: ...
     def on_idle(self) -> None:
         """The last stream is gone."""
@@ -91,6 +95,7 @@ class Session:
             Kind.GOAWAY: self._on_goaway,
             Kind.EXPOSE: self._on_expose,
             Kind.EXPOSED: self._on_exposed,
+            Kind.PINS: self._on_pins,
         }
         self._stream_handlers: dict[int, Callable[[Stream, bytes], None]] = {
             Kind.TRUNC: Stream.receive_trunc,
@@ -128,6 +133,10 @@ class Session:
 
     def exposed(self, answer: wire.Exposed) -> None:
         self.write(wire.frame(Kind.EXPOSED, 0, wire.pack_json(answer)))
+
+    def tell_pins(self, pins: tuple[bytes, ...]) -> None:
+        """What the relay's keys are from now on."""
+        self.write(wire.frame(Kind.PINS, 0, wire.pack_json(wire.Pins(pins=pin_texts(pins)))))
 
     def goaway(self, code: Code, text: str) -> None:
         """Say GOAWAY. After SHUTDOWN the streams go on; after any other code the caller closes the tunnel."""
@@ -218,7 +227,7 @@ class Session:
     # --- frames that arrive --------------------------------------------------------------------------------------------
 
     def _control(self, kind: int, number: int, payload: bytes) -> None:
-        if kind >= wire.OPTIONAL:
+        if kind >= wire.OPTIONAL and kind not in self._handlers:
             self._floods.charge(floods.OPTIONAL, self.now)
             return
         if number:
@@ -296,6 +305,12 @@ class Session:
         if not self.dialer:
             raise ProtocolError(Code.PROTOCOL, "EXPOSED from a client")
         self.owner.on_exposed(wire.unpack_json(payload, wire.Exposed))
+
+    def _on_pins(self, payload: bytes) -> None:
+        if not self.dialer:
+            raise ProtocolError(Code.PROTOCOL, "PINS from a client")
+        self._floods.charge(floods.PINS, self.now)
+        self.owner.on_pins(read_pins(wire.unpack_json(payload, wire.Pins).pins))
 
     def _stray(self, number: int) -> None:
         """A frame for a stream that is not there; the three that may come late never get here."""

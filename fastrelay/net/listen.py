@@ -148,7 +148,8 @@ class TunnelDoor:
     ) -> None:
         self._runtime = runtime
         self._sock = sock
-        self._context = context
+        self.context = context
+        """For handshakes from now on; those that have begun go on with the one they have."""
         self._make = make
         self._porter = porter
         self.gate: Gate[Knock] = Gate(limits)
@@ -279,16 +280,14 @@ class TunnelDoor:
             self._links[made] = knock
             return made
 
-        sock = knock.sock
+        sock, context = knock.sock, self.context
         try:
             with contextlib.suppress(OSError):
                 # SO_LINGER of the listener is for visitors: a tunnel's GOAWAY must not be cut off by a reset.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
             patience = self._runtime.limits.handshake_time
-            timeouts = (
-                {"ssl_handshake_timeout": patience, "ssl_shutdown_timeout": GOODBYE_TIME} if self._context else {}
-            )
-            await self._runtime.loop.connect_accepted_socket(link, sock, ssl=self._context, **timeouts)
+            timeouts = {"ssl_handshake_timeout": patience, "ssl_shutdown_timeout": GOODBYE_TIME} if context else {}
+            await self._runtime.loop.connect_accepted_socket(link, sock, ssl=context, **timeouts)
             knock.stands = True
         except asyncio.CancelledError:
             knock.timer.cancel()

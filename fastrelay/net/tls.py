@@ -1,4 +1,4 @@
-"""TLS for tunnels: contexts, the relay's certificate, pins (protocol.md sections 2, 4.1 and 4.3).
+"""TLS for tunnels: contexts, certificates, pins (protocol.md sections 2, 4.1, 4.3 and 4.6).
 
 `cryptography` reads and makes certificates; it is imported where it is used, for it is slow to load and most runs of a client without a
 pin do without it.
@@ -10,6 +10,7 @@ import datetime
 import hmac
 import os
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +28,7 @@ class Identity:
     """A relay's certificate and key: PEM files and what clients know them by.
 
     `fingerprint` is the SHA-256 of the leaf certificate (the binding of section 4.1), `pin` that of its public key; 32 bytes each.
+    `since` and `until` are when it is valid, in UTC.
     """
 
     cert_path: Path
@@ -34,6 +36,8 @@ class Identity:
     fingerprint: bytes
     pin: bytes
     self_signed: bool
+    since: datetime.datetime
+    until: datetime.datetime
 
 
 # --- the relay's certificate -------------------------------------------------------------------------------------------
@@ -77,21 +81,20 @@ def make_identity(cert_path: Path, key_path: Path) -> None:
 def load_identity(cert_path: Path, key_path: Path) -> Identity:
     """The identity in two PEM files; of a chain the first certificate counts. Raises StartError when they cannot serve."""
     from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
 
-    raw = _read("certificate", cert_path)
-    _read("key", key_path)
-    try:
-        leaf = x509.load_pem_x509_certificates(raw)[0]
-        der = leaf.public_bytes(Encoding.DER)
-        pin = pin_of(der)
-    except ValueError:
-        raise StartError(
-            f"The file {cert_path} holds no certificate that can be read: give --cert a file in PEM form, "
-            "with -----BEGIN CERTIFICATE----- in it."
-        ) from None
-    _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert_path, key_path)
-    return Identity(cert_path, key_path, sha256(der).digest(), pin, leaf.issuer == leaf.subject)
+    der = _leaf(cert_path, "--cert")
+    _read("key", key_path, "--key")
+    leaf = x509.load_der_x509_certificate(der)
+    _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert_path, key_path, "--key")
+    return Identity(
+        cert_path,
+        key_path,
+        sha256(der).digest(),
+        pin_of(der),
+        leaf.issuer == leaf.subject,
+        leaf.not_valid_before_utc,
+        leaf.not_valid_after_utc,
+    )
 
 
 # --- pins --------------------------------------------------------------------------------------------------------------
@@ -110,9 +113,34 @@ def pin_of(der: bytes) -> bytes:
     return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
-def pins_of(identity: Identity | None) -> tuple[bytes, ...]:
-    """What tokens of a relay carry: the pin of its key where no CA vouches for it, else nothing; nor without TLS (None)."""
-    return (identity.pin,) if identity is not None and identity.self_signed else ()
+def shown_key(der: bytes | None) -> bytes | None:
+    """`pin_of` the certificate that a client has shown; None without one, and for a key of a kind that nobody can have named."""
+    try:
+        return None if der is None else pin_of(der)
+    except ValueError:
+        return None
+
+
+def file_pin(cert_path: Path) -> bytes:
+    """`pin_of` the first certificate in a PEM file, that of a client. Raises StartError."""
+    return pin_of(_leaf(cert_path, "--client-cert"))
+
+
+def _leaf(cert_path: Path, option: str) -> bytes:
+    """The first certificate (DER) in a PEM file, which `option` names, one whose public key can be read. Raises StartError."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    raw = _read("certificate", cert_path, option)
+    try:
+        der = x509.load_pem_x509_certificates(raw)[0].public_bytes(Encoding.DER)
+        pin_of(der)
+    except ValueError:
+        raise StartError(
+            f"The file {cert_path} holds no certificate that can be read: give {option} a file in PEM form, "
+            "with -----BEGIN CERTIFICATE----- in it."
+        ) from None
+    return der
 
 
 def pin_fits(der: bytes, pins: tuple[bytes, ...]) -> bool:
@@ -127,23 +155,30 @@ def pin_fits(der: bytes, pins: tuple[bytes, ...]) -> bool:
 # --- contexts ----------------------------------------------------------------------------------------------------------
 
 
-def server_context(identity: Identity) -> ssl.SSLContext:
+def server_context(identity: Identity, client_ca: Path | None = None) -> ssl.SSLContext:
     """For the listener: TLS 1.3 only, without tickets. Raises StartError when the files have changed and cannot serve any more.
 
+    With `client_ca`, a file of CAs, clients are asked for a certificate: one that these CAs do not vouch for ends the handshake, none does
+    not. That is for section 4.6 to refuse, in words: a TLS alert is not sent by asyncio nor by uvloop when a handshake fails.
     OpenSSL lets a client through that offers no ALPN or another: whoever accepts the tunnel checks `selected_alpn_protocol()`.
     """
     context = _for_tunnels(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     context.num_tickets = 0
-    _load_chain(context, identity.cert_path, identity.key_path)
+    _load_chain(context, identity.cert_path, identity.key_path, "--key")
+    if client_ca is not None:
+        _load_authorities(context, client_ca)
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 
-def client_context(pinned: bool) -> ssl.SSLContext:
-    """For the dialer. With `pinned` nothing is verified here: the caller MUST ask `pin_fits` before it sends the first byte (section 4.1).
+def client_context(pinned: bool, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+    """For the dialer; `own` are its certificate and key (PEM), if it has any. With `pinned` nothing is verified here: the caller MUST ask `pin_fits` before it sends the first byte (section 4.1).
 
-    Without, the system's CAs and the host name decide.
+    Without, the system's CAs and the host name decide. Raises StartError when `own` cannot serve.
     """
     context = _for_tunnels(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    if own is not None:
+        _load_chain(context, *own, "--client-key")
     if pinned:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -158,8 +193,21 @@ def _for_tunnels(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-def _load_chain(context: ssl.SSLContext, cert_path: Path, key_path: Path) -> None:
+def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
     """Raises StartError."""
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError:
+        raise StartError(
+            f"The file {path} holds no CA certificate that can be read: give --client-ca a file in PEM form, "
+            "with -----BEGIN CERTIFICATE----- in it."
+        ) from None
+    except OSError as error:
+        raise _unreadable(f"The file of CAs {path}", error) from error
+
+
+def _load_chain(context: ssl.SSLContext, cert_path: Path, key_path: Path, option: str) -> None:
+    """`option` is the one that names the key. Raises StartError."""
     encrypted: list[Path] = []
 
     def no_password() -> str:
@@ -171,7 +219,7 @@ def _load_chain(context: ssl.SSLContext, cert_path: Path, key_path: Path) -> Non
         context.load_cert_chain(cert_path, key_path, password=no_password)
     except ssl.SSLError as error:
         if encrypted:
-            why, instead = "it is encrypted and a relay has nobody to ask for the password", "without a password"
+            why, instead = "it is encrypted and nobody will be there to be asked for the password", "without a password"
         elif error.reason == "KEY_VALUES_MISMATCH":
             why, instead = f"it does not belong to the certificate in {cert_path}", "that was made with the certificate"
         else:
@@ -179,19 +227,34 @@ def _load_chain(context: ssl.SSLContext, cert_path: Path, key_path: Path) -> Non
                 f"OpenSSL says {error.reason or error}",
                 "in PEM form, with -----BEGIN PRIVATE KEY----- in it",
             )
-        raise StartError(f"The key in {key_path} cannot be used, because {why}: give --key a file {instead}.") from None
+        raise StartError(
+            f"The key in {key_path} cannot be used, because {why}: give {option} a file {instead}."
+        ) from None
     except OSError as error:
         raise _unreadable(f"The certificate {cert_path} or its key {key_path}", error) from error
+
+
+def stamp(paths: Iterable[Path]) -> tuple[object, ...]:
+    """What tells whether any of these files was replaced or written since."""
+    return tuple(_stamp(path) for path in paths)
+
+
+def _stamp(path: Path) -> object:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 # --- files -------------------------------------------------------------------------------------------------------------
 
 
-def _read(what: str, path: Path) -> bytes:
+def _read(what: str, path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise StartError(f"There is no {what} file {path}: check the path given with --cert and --key.") from None
+        raise StartError(f"There is no {what} file {path}: check the path given with {option}.") from None
     except OSError as error:
         raise _unreadable(f"The {what} file {path}", error) from error
 
@@ -209,6 +272,11 @@ def _write(path: Path, data: bytes, mode: int) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(fd, "wb") as file:
+            if (
+                os.name != "nt" and os.geteuid() == 0
+            ):  # what root makes is for the directory's owner, who has to read it
+                owner = path.parent.stat()
+                os.fchown(fd, owner.st_uid, owner.st_gid)
             file.write(data)
             file.flush()
             os.fsync(fd)

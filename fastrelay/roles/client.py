@@ -16,7 +16,7 @@ from collections.abc import Callable
 from hashlib import sha256
 
 from fastrelay import __version__, log, wire
-from fastrelay.auth import ClientLogin, Token
+from fastrelay.auth import ClientLogin
 from fastrelay.config import ClientConfig, Exposure, Target, join_host
 from fastrelay.errors import Code, FastrelayError, LimitError, PinError, ProtocolError, RefusedError, StartError
 from fastrelay.mux.greeting import ClientGreeting
@@ -30,8 +30,8 @@ from fastrelay.net.link import Core, Link
 from fastrelay.net.notices import Notices
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import Totals
-from fastrelay.net.tls import client_context, pin_fits
 from fastrelay.roles.targets import Asked
+from fastrelay.roles.trust import Trust
 from fastrelay.state import ClientState
 
 _CONNECT_TIME = 15.0
@@ -57,20 +57,20 @@ class Client:
         self.config = config
         self.runtime = runtime or Runtime(config.limits)
         self._settings = wire.Settings(max_streams=config.limits.streams)
-        self._token = Token.parse(config.token)
+        self._trust = Trust(config, state)
         self._state = state
         self._reachable = reachable
         self._addresses: dict[int, tuple[str, int]] = {}  # exposure -> what visitors were told
         self._asked: dict[int, Exposure] = {}  # without an answer so far, by the number on the wire
         self._served: dict[int, Exposure] = {}  # has a public port: all that OPEN may name
         self._resolver = Resolver(self.runtime.loop)
-        self._context = client_context(bool(self._token.pins)) if config.relay.tls else None
         self._backoff = Backoff()
         self._link: Link | None = None
         self._session: Session | None = None
         self._host = ""
         self._dials = asyncio.Semaphore(config.limits.dials)
         self._dialling = 0  # those that wait for their turn as well
+        self._unheard = False  # the relay ended the last connection without a word
         self._once = False  # a session has stood: what failed since is transient until proved otherwise
         self._over = asyncio.Event()  # the current link is gone
         self._retry = asyncio.Event()
@@ -96,7 +96,7 @@ class Client:
             version=__version__,
             pid=os.getpid(),
             name=config.name,
-            key_id=self._token.key_id,
+            key_id=self._trust.key_id,
             relay=config.relay.url,
             exposures=[str(exposure) for exposure in config.exposures],
             state=str(config.state),
@@ -174,13 +174,14 @@ class Client:
         relay = self.config.relay
         self._over.clear()
         self._lost = None
+        self._unheard = False
         try:
             async with asyncio.timeout(_CONNECT_TIME):
                 await self.runtime.loop.create_connection(
                     lambda: Link(self.runtime, self),
                     relay.host,
                     relay.port,
-                    ssl=self._context,
+                    ssl=self._trust.context(),
                     server_hostname=relay.host if relay.tls else None,
                     ssl_handshake_timeout=self.config.limits.handshake_time if relay.tls else None,
                     ssl_shutdown_timeout=wire.GOODBYE_TIME if relay.tls else None,
@@ -228,10 +229,9 @@ class Client:
         binding = None
         if certificate is not None:
             binding = sha256(certificate).digest()
-            if self._token.pins and not pin_fits(certificate, self._token.pins):
-                raise PinError
+            self._trust.check(certificate)
         login = ClientLogin(
-            self._token,
+            self._trust.token,
             self.config.name,
             self._state.instance,
             binding,
@@ -239,11 +239,13 @@ class Client:
             self._settings,
             f"fastrelay/{__version__}",
         )
-        greeting = ClientGreeting(link.decoder, login, link.write, self._begin)
+        greeting = ClientGreeting(
+            link.decoder, login, link.write, lambda welcome, theirs: self._begin(login.pins, welcome, theirs)
+        )
         greeting.start()
         return greeting
 
-    def _begin(self, welcome: wire.Welcome, theirs: wire.Settings) -> None:
+    def _begin(self, pins: tuple[bytes, ...], welcome: wire.Welcome, theirs: wire.Settings) -> None:
         assert self._link is not None
         self._host = welcome.host or self.config.relay.host
         self._session = self._link.begin(self, dialer=True, ours=self._settings, theirs=theirs)
@@ -255,6 +257,7 @@ class Client:
         self._totals = Totals()
         self._since = self._session.now
         log.info("tunnel.up", f"Connected to {url} as {self.config.name}.", **self._who())
+        self._trust.learn(pins)
         self._asked = dict(enumerate(self.config.exposures, 1))
         self._served = {}
         for number, exposure in self._asked.items():
@@ -280,6 +283,7 @@ class Client:
             )
         if isinstance(error, LimitError):
             self.runtime.reached(error.limit, f"the relay {self.config.relay.url}")
+        self._unheard = self._session is None and not link.first_bytes
         self._lost = error
         self._link = None
         self._session = None
@@ -390,6 +394,9 @@ class Client:
             self._addresses[answer.service] = where
             self._reachable(exposure, *where)
 
+    def on_pins(self, pins: tuple[bytes, ...]) -> None:
+        self._trust.learn(pins)
+
     def on_goaway(self, code: Code, text: str) -> None:
         assert self._link is not None
         if code is Code.SHUTDOWN:
@@ -408,7 +415,7 @@ class Client:
     def _who(self) -> dict[str, object]:
         return {
             "name": self.config.name,
-            "key_id": self._token.key_id,
+            "key_id": self._trust.key_id,
             "session": self._label,
             "relay": self.config.relay.url,
         }
@@ -418,15 +425,18 @@ class Client:
     def _explain(self, error: Exception | None) -> str:
         url = self.config.relay.url
         if isinstance(error, PinError):
-            return (
-                f"The certificate of {url} does not match the token, so nothing was sent: it is the wrong relay, one with a new state "
-                "directory, or somebody in between; get a new token with `fastrelay token show` on the relay."
-            )
+            return str(error)
         if isinstance(error, ssl.SSLCertVerificationError):
             return (
                 f"The certificate of {url} is not trusted here ({error.verify_message}), so nothing was sent: use the token with a pin "
                 "that `fastrelay token show` prints on the relay."
             )
+        if (
+            self._unheard
+            and (error is None or isinstance(error, ConnectionError))
+            and (suspicion := self._trust.suspicion())
+        ):
+            return f"{url} closed the connection without a word: {suspicion}."
         if isinstance(error, ssl.SSLError):
             return f"{url} does not speak TLS 1.3 as a relay does ({(error.reason or str(error)).replace('_', ' ').lower()})."
         if self._once and (error is None or isinstance(error, ConnectionError)):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from fastrelay import log, wire
+from fastrelay import log
 from fastrelay.errors import Code, ProtocolError, StartError
 from fastrelay.policy import Key, Refusal, standing
 from fastrelay.state import ServerState
@@ -26,14 +26,19 @@ class Holder(Protocol):
 
 
 class Keyring:
-    """`holders` are all sessions that stand. Looks at the tokens from `start` to `close`."""
+    """`holders` are all sessions that stand. Looks at the tokens from `start` to `close`; `also` is called at every look."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, state: ServerState, holders: Callable[[], Iterable[Holder]]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        state: ServerState,
+        holders: Callable[[], Iterable[Holder]],
+        also: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._state = state
         self._holders = holders
+        self._also = also
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -44,18 +49,18 @@ class Keyring:
         if self._timer is not None:
             self._timer.cancel()
 
-    def admit(self, auth: wire.Auth, now: float) -> Key:
-        """The key of a client that has proved that it holds the token; `now` is unix time.
+    def admit(self, key_id: str, name: str, now: float) -> Key:
+        """The key of a client called `name` that has proved its right to `key_id`; `now` is unix time.
 
         Raises ProtocolError: UNAUTHORIZED for a token that is over, DENIED for a name that it does not grant.
         """
-        key = self._state.find(auth.key_id)
+        key = self._state.find(key_id)
         if key is None:
-            raise ProtocolError(Code.UNAUTHORIZED, "the token was revoked just now", name=auth.name)
+            raise ProtocolError(Code.UNAUTHORIZED, "the token was revoked just now", name=name)
         if refusal := key.expired(now):
-            raise _error(Code.UNAUTHORIZED, key, refusal, name=auth.name)
-        if refusal := key.refuse_name(auth.name):
-            raise _error(Code.DENIED, key, refusal, name=auth.name)
+            raise _error(Code.UNAUTHORIZED, key, refusal, name=name)
+        if refusal := key.refuse_name(name):
+            raise _error(Code.DENIED, key, refusal, name=name)
         return key
 
     def _look(self) -> None:
@@ -70,6 +75,7 @@ class Keyring:
             _tell(before, self._state.keys)
         if changed or any(key.grant.expires for key in self._state.keys.values()):
             self._judge(time.time())
+        self._also()
 
     def _judge(self, now: float) -> None:
         for holder in list(self._holders()):

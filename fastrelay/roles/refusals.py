@@ -53,6 +53,8 @@ def explain(error: Exception | None, first: bytes) -> str:
         return "it speaks TLS, and this relay's tunnels are plaintext; use tcp:// for it"
     if first[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"CONN"):
         return "it speaks HTTP; this port is for fastrelay clients"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or "").replace("_", " ").lower()
         if "http request" in reason:

@@ -24,11 +24,12 @@ from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
 from fastrelay.net import gate
+from fastrelay.net.keys import Shown, settle
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import Totals
-from fastrelay.net.tls import Identity, load_identity, make_identity, pins_of, server_context
+from fastrelay.net.tls import Identity, shown_key
 from fastrelay.networks import Networks
 from fastrelay.policy import Key
 from fastrelay.roles.keyring import Keyring
@@ -50,14 +51,14 @@ class Server:
         self.runtime.on_full = self._full
         self.runtime.on_room = self._room
         self.settings = wire.Settings()
-        self.identity: Identity | None = None if config.plaintext else _identity(config, state)
+        self._shown: Shown | None = None if config.plaintext else _shown(config, state)
         self.registry = Registry(state.reservations(), config.limits.reserved_time)
         self.port = 0  # for tunnels; once started
         self._state = state
         self._door: TunnelDoor | None = None
         self._links: set[Link] = set()  # those in their greeting as well
         self._tunnels: dict[Link, Tunnel] = {}
-        self.keyring = Keyring(self.runtime.loop, state, self._tunnels.values)
+        self.keyring = Keyring(self.runtime.loop, state, self._tunnels.values, self._look)
         self._seen: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
         self._draining = False
@@ -65,7 +66,17 @@ class Server:
 
     def token(self) -> str:
         """The first token's text, "" if it is no longer kept."""
-        return first_token(self._state, self.identity)
+        return first_token(self._state, self.pins)
+
+    @property
+    def identity(self) -> Identity | None:
+        """What clients see in TLS from now on; None for plaintext tunnels."""
+        return None if self._shown is None else self._shown.identity
+
+    @property
+    def pins(self) -> tuple[bytes, ...]:
+        """What clients know this relay by; nothing where CAs vouch for it, and without TLS."""
+        return () if self._shown is None else self._shown.pins
 
     # --- life ----------------------------------------------------------------------------------------------------------
 
@@ -76,7 +87,7 @@ class Server:
         except OSError as error:
             where = join_host(config.bind_host, config.bind_port)
             raise StartError(f"Cannot listen on {where}: {_why(error)}. Choose another address with --bind.") from None
-        context = None if self.identity is None else server_context(self.identity)
+        context = None if self._shown is None else self._shown.context
         limits = gate.Limits(
             **{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(gate.Limits)}
         )
@@ -144,14 +155,24 @@ class Server:
         login = RelayLogin(
             self._state.find,
             self._state.seed,
-            None if self.identity is None else self.identity.fingerprint,
+            None if tls is None or self._shown is None else self._shown.of(tls.context).fingerprint,
             secrets.token_bytes(32),
             self.settings,
             f"fastrelay/{__version__}",
+            shown=shown_key(link.certificate()),
+            find_cert=self._state.find_cert,
+            required=self.config.require_client_cert,
+            pins=lambda: self.pins,
         )
         tunnel = Tunnel(self, link)
         self._links.add(link)
-        return RelayGreeting(link.decoder, login, link.write, tunnel.admit, tunnel.begin)
+        return RelayGreeting(
+            link.decoder,
+            login,
+            link.write,
+            lambda auth, theirs: tunnel.admit(login.admitted.key_id, auth, theirs),
+            tunnel.begin,
+        )
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         self._links.discard(link)
@@ -162,6 +183,19 @@ class Server:
         elif self._door is not None:
             self._door.ended(link, error)
         self._ended.set()
+
+    # --- files that change ---------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Certificates and keys may have been replaced. Handshakes from now on see the new ones; tunnels that stand go on."""
+        if self._shown is None or self._door is None:
+            return
+        pins = self.pins
+        if self._shown.look():
+            self._door.context = self._shown.context
+            if self.pins != pins:
+                for tunnel in self._tunnels.values():
+                    tunnel.session.tell_pins(self.pins)
 
     def admitted(self, link: Link, tunnel: Tunnel) -> None:
         self._tunnels[link] = tunnel
@@ -230,12 +264,12 @@ class Tunnel:
 
     # --- the greeting --------------------------------------------------------------------------------------------------
 
-    def admit(self, auth: wire.Auth, theirs: wire.Settings) -> tuple[str, str]:
+    def admit(self, key_id: str, auth: wire.Auth, theirs: wire.Settings) -> tuple[str, str]:
         server = self._server
         if server._draining:
             raise ProtocolError(Code.SHUTDOWN, "the relay is going down")
         now = time.time()
-        self.key = server.keyring.admit(auth, now)
+        self.key = server.keyring.admit(key_id, auth.name, now)
         old = server.registry.claim(auth.name, auth.instance, self, now)
         self.name = auth.name
         most = min(theirs.max_streams, server.config.limits.streams)
@@ -288,6 +322,9 @@ class Tunnel:
             )
 
     def on_exposed(self, answer: wire.Exposed) -> None:
+        """Only a client gets these; the session refuses them here."""
+
+    def on_pins(self, pins: tuple[bytes, ...]) -> None:
         """Only a client gets these; the session refuses them here."""
 
     def on_goaway(self, code: Code, text: str) -> None:
@@ -424,19 +461,16 @@ class Tunnel:
         }
 
 
-def _identity(config: ServerConfig, state: ServerState) -> Identity:
+def _shown(config: ServerConfig, state: ServerState) -> Shown:
     if config.cert is not None and config.key is not None:
-        return load_identity(config.cert, config.key)
-    cert, key = state.identity_paths
-    if not cert.exists():
-        make_identity(cert, key)
-    return load_identity(cert, key)
+        return Shown((config.cert, config.key), own=False, client_ca=config.client_ca)
+    return Shown(settle(state.identity_paths), own=True, client_ca=config.client_ca)
 
 
-def first_token(state: ServerState, identity: Identity | None) -> str:
-    """The first token's text, "" if it is no longer kept. It carries the pin where no CA vouches for the relay."""
+def first_token(state: ServerState, pins: tuple[bytes, ...]) -> str:
+    """The first token's text, "" if it is no longer kept. It carries `pins`."""
     try:
-        return state.token(pins_of(identity)).text()
+        return state.token(pins).text()
     except StartError:
         return ""
 

@@ -1,4 +1,4 @@
-"""What a client keeps from one run to the next: which installation it is, and a lock for each relay and name."""
+"""What a client keeps from one run to the next: which installation it is, and for each relay and name a lock and the relay's pins."""
 
 from __future__ import annotations
 
@@ -7,16 +7,31 @@ import os
 import secrets
 from pathlib import Path
 
-from fastrelay.auth import INSTANCE
+import msgspec
+
+from fastrelay.auth import INSTANCE, KEY_SIZE, MAX_PINS, Token
 from fastrelay.errors import StartError
 from fastrelay.state import files
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """The form of <hash>.pins: what the relay told a client with this key id, whose token names `token_pins` (protocol.md section 4.3)."""
+
+    key_id: str
+    token_pins: tuple[bytes, ...]
+    pins: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.pins) <= MAX_PINS or any(len(pin) != KEY_SIZE for pin in self.pins):
+            raise ValueError(f"pins are not one to {MAX_PINS} times {KEY_SIZE} bytes")
 
 
 class ClientState:
     """The state of one client. Made by `open`; holds the lock of its relay and name until `close`."""
 
-    def __init__(self, path: Path, instance: str, lock: int) -> None:
+    def __init__(self, path: Path, instance: str, own: str, lock: int) -> None:
         self.path = path
+        self.pins_path = path / f"{own}.pins"
         self.instance = instance
         """Which installation this is (protocol.md section 4.1): 22 random characters, made once for the directory."""
         self._lock: int | None = lock
@@ -38,10 +53,22 @@ class ClientState:
                     "another name with --name."
                 )
             try:
-                return cls(path, _instance(path), lock)
+                return cls(path, _instance(path), own, lock)
             except BaseException:
                 os.close(lock)
                 raise
+
+    def pins(self, token: Token) -> tuple[bytes, ...]:
+        """The pins to hold the relay against: what it told last to this token, else the token's. Raises StartError for a damaged file."""
+        with files.sentences(self.path):
+            told = files.read_json(self.pins_path, _Told)
+        if told is None or (told.key_id, told.token_pins) != (token.key_id, token.pins):
+            return token.pins
+        return told.pins
+
+    def save_pins(self, token: Token, pins: tuple[bytes, ...]) -> None:
+        """Keep what the relay told, one or two pins. Raises OSError when the disk does not take it; the former ones are then still there."""
+        files.write_json(self.pins_path, _Told(token.key_id, token.pins, pins))
 
     def close(self) -> None:
         """Let the next client use the name. May be called again."""

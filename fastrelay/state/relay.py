@@ -17,7 +17,7 @@ from fastrelay.policy import Key
 from fastrelay.state import files
 from fastrelay.state.tokens import TokenStore, not_started
 
-_SECRET_FILES: Final = ("seed", "first-token", "tokens.json", "relay.key")
+_SECRET_FILES: Final = ("seed", "first-token", "tokens.json", "relay.key", "relay.next.key")
 
 
 class Reservation(msgspec.Struct, frozen=True):
@@ -100,6 +100,10 @@ class ServerState:
             return False
         self.keys = keys
         return True
+
+    def find_cert(self, cert: bytes) -> Key | None:
+        """What a client certificate whose public key has this SHA-256 admits by itself (protocol.md section 4.6), expired or not."""
+        return next((key for key in self.keys.values() if key.by_certificate and key.cert == cert), None)
 
     @property
     def identity_paths(self) -> tuple[Path, Path]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fastrelay.auth import Token
-from fastrelay.net.tls import load_identity, make_identity
+from fastrelay.auth import Token, pin_texts
+from fastrelay.net.tls import file_pin, load_identity, make_identity
 from fastrelay.policy import FIRST_GRANT, Grant, Key
 from fastrelay.state import ServerState
+from tests.support.certificates import Authority
 from tests.support.grants import make_token
 from tests.test_cli import fastrelay
 
@@ -137,6 +138,58 @@ def test_a_relay_on_all_addresses_is_where_this_machine_is(relay: ServerState, t
     assert re.search(r"fastrelay client \S+:7443 --name home", told) and "[::]" not in told
 
 
+# --- certificates ------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_with_a_certificate(relay: ServerState, typed: Typed, tmp_path: Path) -> None:
+    cert, _ = Authority(tmp_path).issue("home")
+    answer = typed("new", "home", "--ports", "relay", "--client-cert", str(cert))
+    token = handed_out(answer)
+    assert "--client-cert CERT --client-key KEY --token-file FILE" in answer[2]
+    (key,) = keys(relay, "home")
+    assert key == Key.made(token, "home", Grant(("home",), ("*",), "relay"), key.created, file_pin(cert))
+    again = handed_out(typed("rotate", "home"))
+    (key,) = keys(relay, "home")
+    assert (key.key_id, key.cert) == (again.key_id, file_pin(cert)), "a new secret, the same certificate"
+    assert re.search(r"^home +\S+ +both ", typed("list")[1], re.MULTILINE)
+
+
+def test_a_certificate_without_a_token(relay: ServerState, typed: Typed, tmp_path: Path) -> None:
+    make_identity(*relay.identity_paths)
+    pin = pin_texts([load_identity(*relay.identity_paths).pin])[0]
+    cert, _ = Authority(tmp_path).issue("home")
+    words = ("--ports", "relay", "--client-cert", str(cert), "--no-token")
+    code, out, err = typed("new", "home", *words)
+    assert (code, out) == (0, "")
+    assert f"--expose 22 --client-cert CERT --client-key KEY --pin {pin}\n" in err and "--token" not in err
+    (key,) = keys(relay, "home")
+    assert key.by_certificate and key.cert == file_pin(cert) and key.grant == Grant(("home",), ("*",), "relay")
+    assert relay.find_cert(file_pin(cert)) == key
+    code, out, err = typed("new", "other", *words)
+    assert (code, out) == (2, "") and "'home'" in err
+    code, out, err = typed("rotate", "home")
+    assert (code, out) == (2, "") and "no secret" in err
+    assert keys(relay, "home") == [key]
+    assert re.search(r"^proof +certificate$", typed("show", "home")[1], re.MULTILINE)
+    assert typed("revoke", "home")[0] == 0 and not keys(relay, "home")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (("--no-token",), 2, "--client-cert"),
+        (("--client-cert", "/nowhere.crt"), 3, "/nowhere.crt"),
+        (("--client-cert", "/dev/null"), 3, "give --client-cert a file in PEM form"),
+    ],
+)
+def test_certificates_that_cannot_be(
+    relay: ServerState, typed: Typed, words: tuple[str, ...], status: int, told: str
+) -> None:
+    code, out, err = typed("new", "home", *words)
+    assert (code, out) == (status, "") and told in err
+    assert not relay.reload()
+
+
 # --- list and show -----------------------------------------------------------------------------------------------------
 
 
@@ -145,10 +198,18 @@ def test_list(relay: ServerState, typed: Typed) -> None:
     code, out, err = typed("list")
     assert (code, err) == (0, "")
     head, first, second = out.splitlines()
-    assert head.split() == ["LABEL", "KEY", "PORTS", "NAMES", "SERVICES", "EXPIRES", "CREATED"]
+    assert head.split() == ["LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "EXPIRES", "CREATED"]
     (key,) = keys(relay, "a-longer-label")
-    assert second.split()[:6] == ["a-longer-label", key.key_id, "-", "a-longer-label", "*", "2100-01-01T00:00Z"]
-    assert first.split()[0] == "first" and first.split()[2:6] == ["relay", "*", "*", "-"]
+    assert second.split()[:7] == [
+        "a-longer-label",
+        key.key_id,
+        "token",
+        "-",
+        "a-longer-label",
+        "*",
+        "2100-01-01T00:00Z",
+    ]
+    assert first.split()[0] == "first" and first.split()[2:7] == ["token", "relay", "*", "*", "-"]
     assert {line.index(word) for line, word in ((head, "KEY"), (second, key.key_id))} == {16}, "columns are aligned"
     assert relay.token(()).text().split(".")[2] not in out
 

@@ -12,13 +12,15 @@ from fastrelay.mux import floods
 from tests.support import pair
 from tests.support.pair import Pair, client, relay
 
+UNKNOWN = [kind for kind in range(wire.OPTIONAL, 0x100) if kind not in wire.SIZES]
+
 FLOODS: dict[tuple[str, int, int], tuple[bytes, Callable[[int], bytes]]] = {
     floods.PING: (b"", lambda n: pair.ping()),
     floods.WINDOW: (pair.open_(1, 500), lambda n: pair.window(1, 500)),
     floods.EMPTY: (pair.open_(1), lambda n: pair.data(1, b"")),
     floods.OPEN: (b"", lambda n: pair.open_(2 * n + 1)),
     floods.EXPOSE: (b"", lambda n: pair.expose(n + 1)),
-    floods.OPTIONAL: (b"", lambda n: wire.frame(0x80 + n % 128, n % 3, b"?")),
+    floods.OPTIONAL: (b"", lambda n: wire.frame(UNKNOWN[n % len(UNKNOWN)], n % 3, b"?")),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.errors import Code
-from fastrelay.mux import pace, session
+from fastrelay.mux import floods, pace, session
 from fastrelay.wire import DEAD_AFTER, HALF_OPEN_IDLE, PING_AFTER, WINDOW_FIRST, Kind, Settings
 from tests.support import pair
 from tests.support.pair import Frame, Pair, Side, client, relay
@@ -411,6 +411,20 @@ def test_services_are_asked_for_by_clients_and_given_by_relays() -> None:
     assert relay().refuses(exposed) is Code.PROTOCOL
     assert client().refuses(pair.expose(1)) is Code.PROTOCOL
     assert relay().refuses(wire.frame(Kind.EXPOSE, 0, b"{")) is Code.PROTOCOL
+
+
+def test_pins_are_told_by_relays() -> None:
+    both = Pair()
+    pins = (b"1" * 32, b"2" * 32)
+    both.listener.session.tell_pins(pins)
+    both.listener.session.tell_pins(pins[:1])
+    both.pump()
+    assert both.dialer.pins == [pins, pins[:1]]
+    told = wire.frame(Kind.PINS, 0, b'{"pins":[]}')
+    assert relay().refuses(told) is Code.PROTOCOL
+    assert client().refuses(wire.frame(Kind.PINS, 0, b'{"pins":["x"]}')) is Code.PROTOCOL
+    assert client().refuses(told * floods.PINS[1]) is None
+    assert client().refuses(told * (floods.PINS[1] + 1)) is Code.CALM
 
 
 @pytest.mark.parametrize("stream", [0, 1, 2, 3])

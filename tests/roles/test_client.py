@@ -105,6 +105,7 @@ class FakeRelay:
             self.answered += 1
 
     def on_exposed(self, answer: wire.Exposed) -> None: ...
+    def on_pins(self, pins: tuple[bytes, ...]) -> None: ...
     def on_goaway(self, code: Code, text: str) -> None:
         self.goaways.append(code)
 

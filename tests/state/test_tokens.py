@@ -174,7 +174,7 @@ def revoke(keys: list[Key]) -> None:
 
 
 def narrow(keys: list[Key]) -> None:
-    keys[0] = Key(keys[0].key_id, keys[0].stored_key, keys[0].server_key, "first", 0.0, Grant())
+    keys[0] = Key(keys[0].key_id, keys[0].stored_key, keys[0].server_key, b"", "first", 0.0, Grant())
 
 
 @pytest.mark.parametrize("change", [revoke, narrow])

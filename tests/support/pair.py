@@ -188,6 +188,7 @@ class Side:
         self.opens: list[wire.Open] = []
         self.asked: list[wire.Expose] = []
         self.answers: list[wire.Exposed] = []
+        self.pins: list[tuple[bytes, ...]] = []
         self.goaways: list[tuple[Code, str]] = []
         self.idles = 0
         streams: dict[int, Stream] = {}
@@ -225,6 +226,9 @@ class Side:
 
     def on_exposed(self, answer: wire.Exposed) -> None:
         self.answers.append(answer)
+
+    def on_pins(self, pins: tuple[bytes, ...]) -> None:
+        self.pins.append(pins)
 
     def on_goaway(self, code: Code, text: str) -> None:
         self.goaways.append((code, text))

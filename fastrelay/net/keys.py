@@ -1,0 +1,158 @@
+"""The relay's keys: a change of its own in two steps, and what a running relay shows (protocol.md section 4.3).
+
+    prepare     makes relay.next.crt and relay.next.key beside relay.crt and relay.key: clients are told the next pin from now on
+    switch      puts them in the place of the current ones; of the old key nothing is kept
+
+Invariant: whenever the process is killed, the current files fit each other, or `settle` makes them.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from fastrelay import log
+from fastrelay.errors import StartError
+from fastrelay.net.tls import Identity, load_identity, make_identity, server_context, stamp
+
+Pair = tuple[Path, Path]
+"""The paths of a certificate and of its key."""
+
+_SOON: Final = 2
+"""Looks in a row that must see the same files before they are read: a pair is not replaced in one step."""
+
+
+def next_pair(current: Pair) -> Pair:
+    """Where the next certificate and key are, or belong."""
+    cert, key = current
+    return cert.with_suffix(f".next{cert.suffix}"), key.with_suffix(f".next{key.suffix}")
+
+
+def prepare(current: Pair) -> Identity:
+    """Make the next key. Raises StartError when there is one already, or it cannot be written."""
+    settle(current)
+    cert, key = next_pair(current)
+    if cert.exists() and key.exists():
+        raise StartError(
+            f"There is a next key already, in {key}: take it with `fastrelay key switch`, or remove {cert.name} and {key.name} first to have "
+            "another one made."
+        )
+    make_identity(cert, key)
+    return load_identity(cert, key)
+
+
+def switch(current: Pair) -> Identity:
+    """Make the next key the current one. Raises StartError when there is none, or the files cannot be replaced."""
+    settle(current)
+    cert, key = next_pair(current)
+    if not (cert.exists() and key.exists()):
+        raise StartError(
+            "There is no next key: make one with `fastrelay key prepare`, and give clients time to hear of it."
+        )
+    load_identity(cert, key)
+    _replace(key, current[1])
+    settle(current)
+    return load_identity(*current)
+
+
+def settle(current: Pair) -> Pair:
+    """Make a key where there is none, and end a switch that was interrupted: then the next key has its new place, and its certificate has
+    not. Gives back `current`. Raises StartError.
+    """
+    cert, key = next_pair(current)
+    if not current[0].exists():
+        make_identity(*current)
+    elif cert.exists() and not key.exists() and _fits(cert, current[1]):  # else the key was removed by hand
+        _replace(cert, current[0])
+    return current
+
+
+def _fits(cert: Path, key: Path) -> bool:
+    try:
+        load_identity(cert, key)
+    except StartError:
+        return False
+    return True
+
+
+def _replace(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # or a power cut could undo the rename
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StartError(
+            f"The file {target} cannot be replaced, because the system says {error.strerror or error}: "
+            "give this user the right to write there."
+        ) from error
+
+
+class Shown:
+    """What a relay shows to clients in TLS, and is told about itself by `pins`. Raises StartError when the files cannot serve.
+
+    `own` says that the key is the relay's own, which may have a next one; `client_ca` is a file of CAs of clients' certificates.
+    """
+
+    identity: Identity
+    context: ssl.SSLContext
+    """For handshakes from now on."""
+    pins: tuple[bytes, ...]
+    """What clients know the relay by, now and next; nothing where CAs vouch for it."""
+
+    def __init__(self, current: Pair, *, own: bool, client_ca: Path | None = None) -> None:
+        self._current = current
+        self._next = next_pair(current) if own else None
+        self._client_ca = client_ca
+        self._files = [*current, *(self._next or ()), *([client_ca] if client_ca else ())]
+        self._identities: WeakKeyDictionary[ssl.SSLContext, Identity] = WeakKeyDictionary()
+        self._loaded = self._seen = stamp(self._files)
+        self._looks = 0
+        self._load()
+
+    def of(self, context: ssl.SSLContext) -> Identity:
+        """What was shown in a handshake with this context, which may be an earlier one."""
+        return self._identities[context]
+
+    def look(self) -> bool:
+        """Whether the files have changed and were loaded. What cannot serve is logged, once, and the relay goes on with what it has."""
+        now = stamp(self._files)
+        self._looks = self._looks + 1 if now == self._seen else 1
+        self._seen = now
+        if now == self._loaded or self._looks < _SOON:
+            return False
+        self._loaded = now
+        try:
+            self._load()
+        except StartError as error:
+            log.error("certificate.not_loaded", f"The relay goes on with its former certificate. {error}")
+            return False
+        log.info(
+            "certificate.loaded",
+            f"Clients that connect from now on see the certificate in {self.identity.cert_path}, which is valid until {self.identity.until:%Y-%m-%d}.",
+            path=str(self.identity.cert_path),
+            until=f"{self.identity.until:%Y-%m-%dT%H:%M:%SZ}",
+            fingerprint=self.identity.fingerprint.hex(),
+        )
+        return True
+
+    def _load(self) -> None:
+        identity = load_identity(*self._current)
+        context = server_context(identity, self._client_ca)
+        self.pins = known_by(identity, self._next)
+        self.identity, self.context = identity, context
+        self._identities[context] = identity
+
+
+def known_by(identity: Identity, following: Pair | None) -> tuple[bytes, ...]:
+    """The pins that clients know a relay by, its current one first; none where a CA vouches for it. Raises StartError."""
+    if not identity.self_signed:
+        return ()
+    if following is None or not all(path.exists() for path in following):
+        return (identity.pin,)
+    return (identity.pin, load_identity(*following).pin)
