@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from fastrelay.auth import Token
+from fastrelay.auth import KEY_SIZE, Token
 from fastrelay.config import PortRange
 from fastrelay.errors import StartError
+from fastrelay.net.tls import load_identity, make_identity, server_context
 from fastrelay.policy import FIRST_GRANT, Key, standing
 from fastrelay.roles.registry import Registry
 from fastrelay.state import ClientState, Reservation, ServerState
@@ -34,6 +35,7 @@ RESERVATIONS = {
 }
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # fsync costs nothing there
 SERVER_FILES = ("tokens.json", "reservations.json", "tokens.json", "reservations.json", "first-token", "seed")
+PEM = ("relay.crt", "relay.key")
 
 
 class Fuzz(Fuzzer):
@@ -57,7 +59,7 @@ class Fuzz(Fuzzer):
     def step(self) -> None:
         random = self.random
         self.count += 1
-        name = random.choice((*SERVER_FILES, "instance"))
+        name = random.choice((*SERVER_FILES, *PEM, "instance"))
         path = (self._client if name == "instance" else self._server) / name
         sound = self._sound[path]
         raw = random.choice(WAYS)(random, sound)
@@ -65,18 +67,25 @@ class Fuzz(Fuzzer):
         _put(path, raw)
         said = ""
         try:
-            self._use_client() if name == "instance" else self._use_server()
+            self._use_client() if name == "instance" else self._use_identity() if name in PEM else self._use_server()
         except StartError as error:
             said = str(error)
         finally:
             _put(path, sound)
-        assert said.isprintable() and (not said or str(path) in said), said
+        # Of a certificate with a broken end OpenSSL says what it says of a broken key.
+        assert said.isprintable() and (not said or str(path.with_suffix("") if name in PEM else path) in said), said
         self.ended(f"{name} {'refused' if said else 'read'}")
 
     def _use_client(self) -> None:
         state = ClientState.open(self._client, "tls://h:1", "home")
         assert state.instance.isascii() and state.instance
         state.close()
+
+    def _use_identity(self) -> None:
+        cert, key = (self._server / name for name in PEM)
+        identity = load_identity(cert, key)
+        server_context(identity)
+        assert len(identity.pin) == len(identity.fingerprint) == KEY_SIZE
 
     def _use_server(self) -> None:
         state = ServerState.open(self._server)
@@ -128,8 +137,9 @@ def sound() -> dict[str, bytes]:
         relay = ServerState.open(Path(home) / "server")
         relay.save_reservations(RESERVATIONS)
         relay.close()
+        make_identity(*relay.identity_paths)
         ClientState.open(Path(home) / "client", "tls://h:1", "home").close()
-        names = (*(f"server/{name}" for name in SERVER_FILES), "client/instance")
+        names = (*(f"server/{name}" for name in (*SERVER_FILES, *PEM)), "client/instance")
         return {name: (Path(home) / name).read_bytes() for name in names}
 
 
