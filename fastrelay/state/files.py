@@ -62,12 +62,23 @@ def make_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except FileExistsError:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+    check_directory(path)
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a directory in which others may put files: whom to trust is written there."""
+    if os.name != "nt" and path.stat().st_mode & 0o022:
+        raise StartError(
+            f"The state directory {path} can be changed by others, who could put tokens and keys of theirs there: "
+            f"run `chmod go-w {path}`, or name another directory with --state."
+        )
 
 
 def check_private(path: Path, names: Iterable[str]) -> None:
     """Refuse secrets that others may read: they may have been read already. `names` are files of the directory `path`."""
     if os.name == "nt":  # its permissions are not in the mode
         return
+    check_directory(path)
     for name in names:
         file = path / name
         with contextlib.suppress(FileNotFoundError):

@@ -46,7 +46,8 @@ class ServerState:
         """The state in the directory `path`, which is made, with a seed and a first token, if it is not there.
 
         With `read_only` nothing is made or locked: only `token`, `tokens`, `address` and `identity_paths` are for use then. Raises StartError when
-        the directory or a file in it cannot be used, another relay uses it, others may read its secrets, or, read only, no token is there yet.
+        the directory or a file in it cannot be used, another relay uses it, others may change it or read its secrets, or, read only, no token is
+        there yet.
         """
         state = cls(path)
         with files.sentences(path):

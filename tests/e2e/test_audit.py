@@ -246,7 +246,7 @@ def test_a_session_that_is_taken_over(own: Audited, tmp_path: Path) -> None:
     visitor, target, name = own.exchange()
     twin = tmp_path / "twin"
     (instance,) = (tmp_path / "client").rglob("instance")
-    (twin / "fastrelay" / "client").mkdir(parents=True)
+    (twin / "fastrelay" / "client").mkdir(mode=0o700, parents=True)
     shutil.copy(instance, twin / "fastrelay" / "client")
     with visitor, target, Client(own.server.url, own.token, twin, expose=[own.target], name="tested") as second:
         second.addresses()

@@ -38,6 +38,13 @@ def test_files_of_a_client_are_the_owners_alone(tmp_path: Path) -> None:
     assert {mode(file) for file in (tmp_path / "state").iterdir()} == {0o600}
 
 
+@posix
+def test_a_directory_that_others_may_change(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    refused(lambda: ClientState.open(tmp_path, URL, "home"), str(tmp_path), "chmod go-w")
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_client_for_a_name_and_relay(tmp_path: Path) -> None:
     first = ClientState.open(tmp_path, URL, "home")
     refused(lambda: ClientState.open(tmp_path, URL, "home"), "'home'", "already runs here", URL, "--name")

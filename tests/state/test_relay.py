@@ -194,6 +194,17 @@ def test_secrets_that_others_may_read(path: Path, name: str, bits: int) -> None:
     ServerState.open(path).close()
 
 
+@posix
+@pytest.mark.parametrize("bits", [0o720, 0o702, 0o777, 0o1777])
+def test_a_directory_that_others_may_change(path: Path, bits: int) -> None:
+    ServerState.open(path).close()
+    path.chmod(bits)
+    for open_ in (ServerState.open, lambda path: ServerState.open(path, read_only=True)):
+        refused(lambda open_=open_: open_(path), str(path), "chmod go-w")  # type: ignore[misc]
+    path.chmod(0o755)
+    ServerState.open(path).close()
+
+
 # --- the relay's state, read only --------------------------------------------------------------------------------------
 
 

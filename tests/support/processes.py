@@ -211,7 +211,7 @@ class Server(Process):
     ) -> None:
         if way.loop == "uvloop":
             need.uvloop()
-        state.mkdir(parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.state = state
         self.way = way
         if ports is None:
@@ -258,7 +258,7 @@ class Client(Process):
         name: str = "",
         trust: Path | None = None,
     ) -> None:
-        state.mkdir(parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.exposed = len(expose)
         named = ("--name", name) if name else ()
         exposes = [word for spec in expose for word in ("--expose", spec)]
