@@ -48,13 +48,15 @@ class Setting(NamedTuple):
         """Its name in `Limits`."""
         return self.name.replace("-", "_")
 
-    def show(self, value: Value) -> str:
-        """A value as it is typed: 8M, 10s, 1000/200, 1024."""
+    def show(self, value: Value | None) -> str:
+        """A value as it is typed: 8M, 10s, 1000/200, 1024; auto is what the system allows."""
+        if value is None:
+            return "auto"
         if isinstance(value, tuple):
             return "/".join(map(str, value))
         if self.unit == "seconds":
             return f"{value:.12g}s"
-        if self.unit == "bytes":
+        if self.unit.startswith("bytes"):
             for letter in "GMK":
                 if value and not value % _SIZES[letter]:
                     return f"{int(value) // _SIZES[letter]}{letter}"
@@ -95,6 +97,12 @@ class Limits:
         wire.MAX_SERVICES, 1, wire.MAX_SERVICES, "for each client", Side.RELAY, "another service is refused"
     )
     dials: int = _limit(wire.MAX_DIALS, 1, 65_535, "at once", Side.CLIENT, "more of them wait for their turn")
+    files: int | None = _limit(
+        None, 128, 1 << 20, "open at once", Side.BOTH, "new visitors wait, or at a client are reset; see `ulimit -n`"
+    )
+    memory: int | None = _limit(
+        None, 1 << 20, 1 << 40, "bytes queued", Side.BOTH, "new visitors wait, or at a client are reset"
+    )
     control: int = _limit(
         8 << 20, 65_536, 1 << 30, "bytes", Side.BOTH, "the tunnel, whose other side takes nothing, is lost"
     )
@@ -151,7 +159,7 @@ _TIMES: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86
 
 def parse_limits(texts: Iterable[str], side: Side) -> Limits:
     """`NAME=VALUE` each; of two with one name the last counts. Raises UsageError: a sentence that says what would be right."""
-    found: dict[str, Value] = {}
+    found: dict[str, Value | None] = {}
     for text in texts:
         name, equals, value = text.strip().partition("=")
         setting = SETTINGS.get(name)
@@ -165,7 +173,9 @@ def parse_limits(texts: Iterable[str], side: Side) -> Limits:
     return Limits(**found)  # type: ignore[arg-type]
 
 
-def _value(setting: Setting, text: str) -> Value:
+def _value(setting: Setting, text: str) -> Value | None:
+    if text == "auto" and setting.default is None:
+        return None
     value = _read(text, setting.unit)
     if value is None:
         raise UsageError(
@@ -191,7 +201,7 @@ def _read(text: str, unit: str) -> Value | None:
         time = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|[smhd]?)", text)
         return round(float(time[1]) * _TIMES[time[2]], 6) if time else None
     size = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text)
-    if size is None or (size[2] and unit != "bytes"):
+    if size is None or (size[2] and not unit.startswith("bytes")):
         return None
     return int(size[1]) * _SIZES[size[2]]
 

@@ -31,6 +31,7 @@ def test_the_defaults_are_those_of_the_protocol() -> None:
     assert DEFAULTS.handshake_time == wire.HANDSHAKE_TIME
     assert (DEFAULTS.dial_time, DEFAULTS.drain_time) == (wire.DIAL_TIME, wire.DRAIN_TIME)
     assert (DEFAULTS.half_open_time, DEFAULTS.reserved_time) == (wire.HALF_OPEN_IDLE, wire.RESERVED_TIME)
+    assert DEFAULTS.files is None and DEFAULTS.memory is None, "as much as the system allows"
     assert DEFAULTS.streams >= 10_000, "so many visitors of one client are legal"
 
 
@@ -50,6 +51,9 @@ def test_the_defaults_are_those_of_the_protocol() -> None:
         ("drain-time=2m", "drain_time", 120.0),
         ("reserved-time=1h", "reserved_time", 3600.0),
         ("reserved-time=30d", "reserved_time", 30 * 86_400.0),
+        ("memory=32M", "memory", 32 << 20),
+        ("memory=auto", "memory", None),
+        ("files=256", "files", 256),
         ("flood-ping=100/5", "flood_ping", Bucket(100, 5)),
     ],
 )
@@ -85,6 +89,9 @@ def test_several_and_none() -> None:
         ("control=1\n\x1bG", Side.RELAY, (r"'control=1\n\x1bG' is not understood",)),
         ("control=1T", Side.RELAY, ("not understood", "control=8M")),
         ("control=10s", Side.RELAY, ("not understood",)),
+        ("streams=auto", Side.RELAY, ("not understood",)),
+        ("memory=1K", Side.RELAY, ("from 1M to 1024G",)),
+        ("files=100", Side.RELAY, ("from 128 to 1048576",)),
         ("drain-time=soon", Side.RELAY, ("drain-time=30s",)),
         ("drain-time=8M", Side.RELAY, ("drain-time=30s",)),
         ("drain-time=inf", Side.RELAY, ("drain-time=30s",)),

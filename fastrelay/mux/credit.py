@@ -52,8 +52,8 @@ class Pool:
             self.parent.give(size)
 
 
-def process_pool() -> Pool:
-    return Pool(PROCESS_POOL)
+def process_pool(size: int = PROCESS_POOL) -> Pool:
+    return Pool(size)
 
 
 def tunnel_pool(process: Pool) -> Pool:

@@ -184,6 +184,8 @@ class Dial:
 
     async def _connect_to(self, address: Address, deadline: float) -> Edge:
         loop = self._runtime.loop
+        if self._runtime.full:  # it was not when the stream was opened
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         edge = self._make(self._runtime, sock)
         try:

@@ -84,7 +84,7 @@ class Edge(asyncio.BufferedProtocol):
         self._socket = None
         self._fd = sock.fileno()
         self._tcp = sock.family != socket.AF_UNIX
-        self._runtime.edge_made()
+        self._runtime.edge_made(self._fd)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         stream = self.stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import select
 import socket
 import ssl
@@ -23,6 +24,8 @@ BACKLOG = 4096
 """With the usual 100, a stall of 0.4 s loses two thirds of 1,000 visitors."""
 _ACCEPTS_PER_TURN = 8
 """Fewer than a source may have: a crowd must not push out in one turn those who were about to get through."""
+_VISITORS_PER_TURN = 8
+"""Visitors that a door takes in one by one in a turn of the loop: others wait for their turn as well."""
 _COME_BACK = 0.1
 """Seconds until the next try when no descriptor was left."""
 _LINES_PER_SOURCE = 10
@@ -55,14 +58,21 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class VisitorDoor:
-    """A public port. While paused nothing is accepted and nothing is lost: visitors wait in the backlog of the socket."""
+    """A public port. While there is no room nothing is accepted and nothing is lost: visitors wait in the backlog of the socket.
+
+    uvloop accepts by itself at half the cost, but where descriptors run out it closes those whom it cannot accept: so while they are
+    scarce they are taken in one by one, as always on asyncio's own loop, which would accept too many at once.
+    """
 
     def __init__(self, runtime: Runtime, sock: socket.socket, make: Callable[[], asyncio.BaseProtocol]) -> None:
         self._runtime = runtime
         self._sock = sock
         self._make = make
-        self._server: asyncio.Server | None = None
+        self._quick = not isinstance(runtime.loop, asyncio.SelectorEventLoop)
         self._wanted = False
+        self._reading = False  # they are taken in one by one
+        self._serving = False  # the loop accepts by itself
+        self._server: asyncio.Server | None = None
         self._changing = False
 
     @property
@@ -70,26 +80,76 @@ class VisitorDoor:
         return int(self._sock.getsockname()[1])
 
     def open(self) -> None:
-        self._want(True)
+        self._wanted = True
+        self._runtime.doors.add(self)
+        self._runtime.keep_looking()
+        self.adapt()
 
     def pause(self) -> None:
-        self._want(False)
+        self._wanted = False
+        self._runtime.doors.discard(self)
+        self.adapt()
 
     def close(self) -> None:
-        self._want(False)
+        self.pause()
         self._sock.close()
 
-    def _want(self, serving: bool) -> None:
-        self._wanted = serving
+    def adapt(self) -> None:
+        runtime = self._runtime
+        opened = self._wanted and not runtime.full
+        self._serve(opened and self._quick and not runtime.scarce)
+        reading = opened and not self._serving
+        if reading is not self._reading:
+            self._reading = reading
+            if reading:
+                runtime.loop.add_reader(self._sock.fileno(), self._accept)
+            else:
+                runtime.loop.remove_reader(self._sock.fileno())
+
+    # --- one by one ----------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        runtime = self._runtime
+        for _ in range(_VISITORS_PER_TURN):
+            if runtime.full:
+                return
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:
+                runtime.starve()
+                return
+            sock.setblocking(False)
+            runtime.spawn(runtime.loop.create_task(self._join(sock)))
+            if sock.fileno() >= runtime.scarce_at:
+                runtime.look()
+
+    async def _join(self, sock: socket.socket) -> None:
+        visitor = self._make()
+        try:
+            await self._runtime.loop.connect_accepted_socket(lambda: visitor, sock)
+        except BaseException as error:
+            sock.close()
+            visitor.connection_lost(None)  # uvloop's transport, cancelled here, ends without a word
+            if not isinstance(error, OSError):
+                raise
+
+    # --- by the loop ---------------------------------------------------------------------------------------------------
+
+    def _serve(self, serving: bool) -> None:
+        if serving is self._serving:
+            return
+        self._serving = serving
         if not serving and self._server is not None:
             self._server.close()
             self._server = None
-        if serving and self._server is None and not self._changing:
+        if serving and not self._changing:
             self._changing = True
-            self._runtime.spawn(self._runtime.loop.create_task(self._serve()))
+            self._runtime.spawn(self._runtime.loop.create_task(self._start()))
 
-    async def _serve(self) -> None:
-        while self._wanted:
+    async def _start(self) -> None:
+        while self._serving:
             try:
                 # The loop serves a dup() of the socket, so that closing its server leaves ours listening.
                 self._server = await self._runtime.loop.create_server(
@@ -199,7 +259,10 @@ class TunnelDoor:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._tell_refusal("", "", error, b"")
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._runtime.reached("files", "the tunnel port", self._runtime.files)
+                else:
+                    self._tell_refusal("", "", error, b"")
                 self._pause()
                 return
             sock.setblocking(False)

@@ -1,4 +1,4 @@
-"""What all connections of one event loop share: the slabs they read into, the watch, the memory pool and the budget of descriptors.
+"""What all connections of one event loop share: the slabs they read into, the watch, the memory pool, and how much room there is for more.
 
 Reads are synchronous (get_buffer, read, buffer_updated), so one slab serves every connection: an idle one needs no buffer at all.
 """
@@ -7,56 +7,130 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-import resource
-from collections.abc import Callable
-from pathlib import Path
+from typing import Protocol
 
-from fastrelay.errors import StartError
 from fastrelay.limits import DEFAULTS, SETTINGS, Limits
 from fastrelay.mux.credit import process_pool
+from fastrelay.net import files
+from fastrelay.net.memory import share
 from fastrelay.net.notices import Notices
 from fastrelay.net.watch import Watch
 from fastrelay.wire import HEADER_SIZE, MAX_DATA, WINDOW_FLOOR
 
-RESERVED_FDS = 64
-"""Descriptors kept for tunnels, listeners, files and the loop itself."""
-SMALLEST_LIMIT = 128
+_RESERVED_FILES = 32
+"""Descriptors that are kept for tunnels, for what is read and written, and for the loop itself; besides those of strangers."""
+_LOOK_OFTEN = 0.25
+_LOOK_SELDOM = 1.0
+"""Seconds between two looks at what is in use while there is little left, and else: somebody may take them without a word."""
+
+
+class Door(Protocol):
+    def adapt(self) -> None:
+        """There is more room than before, or less."""
 
 
 class Runtime:
-    """Made on a running loop. `on_room` is called when descriptors are free again after `full` was true."""
+    """Made on a running loop. `who` is whose process this is, for events.
 
-    def __init__(self, limits: Limits = DEFAULTS) -> None:
+    The number of a new descriptor tells how many are in use, since the kernel gives out the lowest that is free: so what counts is what is
+    really open, whoever opened it. From `scarce_at` on it is looked at closely, from `top` on there is room for nobody.
+    """
+
+    def __init__(self, limits: Limits = DEFAULTS, who: str = "this process") -> None:
         self.limits = limits
+        self.who = who
         self.loop = asyncio.get_running_loop()
         self.watch = Watch(self.loop)
         self.notices = Notices(self.loop)
-        self.pool = process_pool()
+        windows, self.budget = share(limits.memory)
+        self.pool = process_pool(windows)
         self.tunnel_slab = _slab(MAX_DATA)
         self.edge_slab = _slab(HEADER_SIZE + MAX_DATA)
         self.floor_view = self.edge_slab[HEADER_SIZE : HEADER_SIZE + WINDOW_FLOOR]
         self.edges = 0
-        self.budget = fd_limit() - RESERVED_FDS
-        self.on_full: Callable[[], None] = lambda: None
-        self.on_room: Callable[[], None] = lambda: None
+        self.full = False  # there is no room for another one
+        self.scarce = False  # there soon will be none
+        self.doors: set[Door] = set()
+        self._set_files(files.raise_limit(limits.files))
+        self._looking: asyncio.TimerHandle | None = None
+        self._look_soon = False
+        self._no_files = False
+        self._starved = 0.0
+        self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._nobody = asyncio.Event()
 
-    @property
-    def full(self) -> bool:
-        return self.edges >= self.budget
-
-    def edge_made(self) -> None:
+    def edge_made(self, fd: int) -> None:
+        """There is one local connection more, on this descriptor."""
         self.edges += 1
-        if self.edges == self.budget:
-            self.on_full()
+        if fd >= self.scarce_at or self.edges >= self.budget:
+            self.look()
 
     def edge_gone(self) -> None:
         self.edges -= 1
         if not self.edges:
             self._nobody.set()
-        if self.edges == self.budget - 1:
-            self.on_room()
+        if self.full and not self._look_soon:
+            self._look_soon = True
+            self.loop.call_soon(self._look_again)  # its descriptor is closed by then
+
+    # --- room ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def strangers(self) -> int:
+        """How many strangers at the tunnel port there are descriptors for (protocol.md section 12.1)."""
+        return max(16, min(int(self.limits.max_greetings), self.files // 8))
+
+    def _set_files(self, most: int) -> None:
+        self.files = most
+        self.top = most - _RESERVED_FILES - self.strangers
+        self.scarce_at = self.top - self.top // 4
+
+    def starve(self) -> None:
+        """The system has refused a descriptor: there is no room for a moment, whatever the numbers say."""
+        self._starved = self.loop.time() + _LOOK_OFTEN
+        self.look()
+
+    def look(self) -> None:
+        """See how much room there is, and tell the doors if that has changed."""
+        if self._closed:
+            return
+        if (most := files.limit()) != self.files:
+            self._set_files(most)
+        free = files.lowest_free(self.watch.fileno())
+        self._no_files = free >= self.top or self.loop.time() < self._starved
+        full = self._no_files or self.edges >= self.budget
+        scarce = full or free >= self.scarce_at
+        changed = (full, scarce) != (self.full, self.scarce)
+        came = full and not self.full
+        self.full = full
+        self.scarce = scarce
+        if came:
+            self.tell_full()
+        if changed:
+            for door in list(self.doors):
+                door.adapt()
+        self.keep_looking()
+
+    def tell_full(self) -> None:
+        """Somebody has to wait, or is refused, because there is no room."""
+        if self._no_files:
+            self.reached("files", self.who, self.files)
+        else:
+            self.reached("memory", self.who)
+
+    def keep_looking(self) -> None:
+        """Come back in a while, if anything depends on it."""
+        if self._looking is None and (self.scarce or self.doors):
+            delay = _LOOK_OFTEN if self.scarce else _LOOK_SELDOM
+            self._looking = self.loop.call_later(delay, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look_soon = False
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        self.look()
 
     def reached(self, limit: str, who: str, value: object = None) -> None:
         """Tell that `who` has reached a limit, and what happens then; `value` where it is not the one that was set."""
@@ -87,6 +161,9 @@ class Runtime:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closed = True
+        if self._looking is not None:
+            self._looking.cancel()
         self.notices.close()
         self.watch.close()
 
@@ -96,26 +173,3 @@ def _slab(size: int) -> memoryview:
     slab = bytearray(size)
     slab[:: mmap.PAGESIZE] = bytes(len(range(0, size, mmap.PAGESIZE)))
     return memoryview(slab)
-
-
-def fd_limit() -> int:
-    """Raise the soft limit of descriptors to the hard one, as servers do, and return it.
-
-    Raises StartError when there are too few to work with.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError):
-            pass
-    if soft == resource.RLIM_INFINITY:
-        soft = 1 << 20
-    if soft < SMALLEST_LIMIT:
-        raise StartError(
-            f"This process may open {soft} files, at least {SMALLEST_LIMIT} are needed; raise the limit with `ulimit -n 4096`."
-        )
-    # What is open already cannot be given to visitors.
-    open_now = Path("/proc/self/fd")
-    return min(soft, 1 << 20) - (len(list(open_now.iterdir())) if open_now.is_dir() else 0)

@@ -42,6 +42,9 @@ class Watch:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
 
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())
         self._watched.clear()  # connections that end later need not be removed

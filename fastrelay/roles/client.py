@@ -55,8 +55,10 @@ class Client:
         runtime: Runtime | None = None,
     ) -> None:
         self.config = config
-        self.runtime = runtime or Runtime(config.limits)
-        self._settings = wire.Settings(max_streams=config.limits.streams)
+        self.runtime = runtime or Runtime(config.limits, "this client")
+        # What waits for a dial counts against `memory` as a window does.
+        early = wire.EARLY if config.limits.memory is None else wire.WINDOW_FLOOR
+        self._settings = wire.Settings(max_streams=config.limits.streams, early=early)
         self._trust = Trust(config, state)
         self._state = state
         self._reachable = reachable
@@ -309,15 +311,10 @@ class Client:
             stream.reset(Code.LIMIT)  # a dial outlives a stream that is reset at once: they are bounded by themselves
             self._refused(stream, request, Code.LIMIT)
             return
-        if self.runtime.full:
+        if self.runtime.full or self.runtime.edges + self._dialling >= self.runtime.budget:
             stream.reset(Code.LIMIT)
             self._refused(stream, request, Code.LIMIT)
-            self._complaints.say(
-                "files",
-                "client.full",
-                f"{self.runtime.edges} visitors are connected, as many as this process may have files open: new ones are reset. "
-                "Raise the limit with `ulimit -n`.",
-            )
+            self.runtime.tell_full()
             return
         asked = Asked(self._label, exposure, request.visitor, self._totals) if log.audited() else None
 

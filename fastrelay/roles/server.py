@@ -47,9 +47,7 @@ class Server:
 
     def __init__(self, config: ServerConfig, state: ServerState) -> None:
         self.config = config
-        self.runtime = Runtime(config.limits)
-        self.runtime.on_full = self._full
-        self.runtime.on_room = self._room
+        self.runtime = Runtime(config.limits, "this relay")
         self.settings = wire.Settings()
         self._shown: Shown | None = None if config.plaintext else _shown(config, state)
         self.registry = Registry(state.reservations(), config.limits.reserved_time)
@@ -91,6 +89,7 @@ class Server:
         limits = gate.Limits(
             **{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(gate.Limits)}
         )
+        limits = dataclasses.replace(limits, max_greetings=self.runtime.strangers)
         self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), Refusals(limits), limits)
         self.port = self._door.port
         scheme = "tcp" if config.plaintext else "tls"
@@ -202,23 +201,6 @@ class Server:
         if self._door is not None:
             self._door.admitted(link)
         self.save_soon()
-
-    # --- descriptors ---------------------------------------------------------------------------------------------------
-
-    def _full(self) -> None:
-        log.warning(
-            "server.full",
-            f"{self.runtime.edges} visitors are connected, as many as this process may have files open: "
-            "new ones wait until others leave. Raise the limit with `ulimit -n`.",
-        )
-        for tunnel in self._tunnels.values():
-            for service in tunnel.services.values():
-                service.door.pause()
-
-    def _room(self) -> None:
-        for tunnel in self._tunnels.values():
-            for service in tunnel.services.values():
-                service.door.open()
 
     # --- reservations --------------------------------------------------------------------------------------------------
 
@@ -389,8 +371,7 @@ class Tunnel:
             server.save_soon()
             service = Service(self, request.service, request.name, server.runtime, sock, visitors)
             self.services[request.service] = service
-            if not server.runtime.full:
-                service.door.open()
+            service.door.open()
             return wire.Exposed(service=request.service, port=port, visitors=len(request.visitors)), ""
         if request.port:
             return refused(

@@ -1,8 +1,11 @@
-"""What the connections of one loop share: the budget of descriptors, the tasks at the rim."""
+"""What the connections of one loop share: how much room there is for more, and the tasks at the rim."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import logging
+import os
 import resource
 from typing import Any
 
@@ -11,42 +14,146 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrelay.errors import StartError
-from fastrelay.net import runtime as runtime_module
-from fastrelay.net.runtime import RESERVED_FDS, SMALLEST_LIMIT, Runtime, fd_limit
+from fastrelay.limits import Limits
+from fastrelay.net import files
+from fastrelay.net.files import SMALLEST_LIMIT, lowest_free, raise_limit
+from fastrelay.net.memory import QUEUE, share
+from fastrelay.net.runtime import Runtime
+from fastrelay.wire import PROCESS_POOL
 from tests.conftest import Run
+from tests.support.tunnel import until
+
+
+class Door:
+    """Writes down whether there was room each time that it was told of a change."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.told: list[bool] = []
+        runtime.doors.add(self)
+
+    def adapt(self) -> None:
+        self.told.append(self.runtime.full)
 
 
 @given(st.integers(1, 5), st.lists(st.booleans(), max_size=60))
-def test_full_and_room_are_told_once_for_each_crossing(budget: int, steps: list[bool]) -> None:
+def test_doors_are_told_once_for_each_crossing(budget: int, steps: list[bool]) -> None:
     async def main() -> None:
         runtime = Runtime()
         runtime.budget = budget
-        told: list[str] = []
-        runtime.on_full = lambda: told.append("full")
-        runtime.on_room = lambda: told.append("room")
-        expected: list[str] = []
+        door = Door(runtime)
+        expected: list[bool] = []
+        was = False
         for made in steps:
-            was = runtime.full
             if made:
-                runtime.edge_made()  # also beyond the budget: what was accepted already is taken in
+                runtime.edge_made(0)  # also beyond the budget: what was accepted already is taken in
             elif runtime.edges:
                 runtime.edge_gone()
-            if runtime.full is not was:
-                expected.append("full" if runtime.full else "room")
-            assert runtime.full is (runtime.edges >= budget)
-        assert told == expected
+            await asyncio.sleep(0)  # room is seen when the descriptor is closed
+            if (runtime.edges >= budget) is not was:
+                was = not was
+                expected.append(was)
+            assert runtime.full is was
+        assert door.told == expected
         await runtime.close()
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as loop:
         loop.run(main())
 
 
+def test_descriptors_that_others_take_count(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody tells of these, so somebody looks; one line for as long as it lasts."""
+
+    async def main() -> None:
+        runtime = Runtime(who="the test")
+        door = Door(runtime)
+        runtime.scarce_at, runtime.top = lowest_free(1) + 10, lowest_free(1) + 20
+        taken = [os.dup(1) for _ in range(15)]
+        runtime.edge_made(taken[-1])
+        assert runtime.scarce and not runtime.full and door.told == [False]
+        taken += [os.dup(1) for _ in range(15)]
+        await until(lambda: runtime.full, "that is seen", 1)
+        assert door.told == [False, True]
+        for fd in taken:
+            os.close(fd)
+        await until(lambda: not runtime.scarce, "and that there is room again", 1)
+        assert door.told == [False, True, False]
+        runtime.edge_gone()
+        await runtime.close()
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+    assert len(caplog.records) == 1 and "files=" in caplog.text and "the test" in caplog.text
+
+
+def test_a_system_without_descriptors(run: Run) -> None:
+    """All processes together have too many files open: no number tells that, only the refusal."""
+
+    async def main() -> None:
+        runtime = Runtime()
+        runtime.starve()
+        assert runtime.full
+        await until(lambda: not runtime.full, "it is tried again", 1)
+        await runtime.close()
+
+    run(main())
+
+
+def test_a_limit_that_changes_while_it_runs(run: Run) -> None:
+    async def main() -> None:
+        runtime = Runtime()
+        before = runtime.top
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 200, hard))
+            runtime.look()
+            assert runtime.top < before and runtime.files == soft - 200
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        runtime.look()
+        assert runtime.top == before
+        await runtime.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("most", [128, 256, 1024, 20_000, 1 << 20])
+def test_there_is_something_left_for_tunnels(run: Run, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    async def main() -> None:
+        runtime = Runtime()
+        runtime._set_files(most)
+        assert 0 < runtime.scarce_at < runtime.top < most
+        assert most - runtime.top >= 32 + runtime.strangers
+        assert 16 <= runtime.strangers <= 1000
+        await runtime.close()
+
+    run(main())
+
+
+def test_what_memory_is_split_into() -> None:
+    assert share(None) == (PROCESS_POOL, 1 << 20)
+    for memory in (1 << 20, 32 << 20, 1 << 30, 1 << 40):
+        windows, connections = share(memory)
+        assert windows <= PROCESS_POOL
+        assert memory - QUEUE < windows + connections * QUEUE <= memory
+
+
+def test_a_setting_of_memory(run: Run) -> None:
+    async def main() -> None:
+        runtime = Runtime(Limits(memory=1 << 20))
+        assert runtime.pool.limit == 1 << 19
+        assert runtime.budget == (1 << 19) // QUEUE
+        await runtime.close()
+
+    run(main())
+
+
 def test_nobody_is_left(run: Run) -> None:
     async def main() -> None:
         runtime = Runtime()
         await runtime.no_edges()
-        runtime.edge_made()
-        runtime.edge_made()
+        runtime.edge_made(0)
+        runtime.edge_made(0)
         waiting = asyncio.ensure_future(runtime.no_edges())
         for _ in range(2):
             await asyncio.sleep(0.001)
@@ -81,18 +188,13 @@ def test_a_task_that_fails_is_reported_and_one_that_is_cancelled_is_not(run: Run
     run(main())
 
 
-def test_the_budget_is_what_may_be_open_and_is_not(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (300, 1000))
-    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
-
-    async def main() -> None:
-        runtime = Runtime()
-        assert 800 < runtime.budget + RESERVED_FDS < 1000
-        await runtime.close()
-
-    run(main())
-    assert asked == [(1000, 1000)]
+def test_the_limit_is_raised_as_far_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [300]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (now[0], 1000))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: now.__setitem__(0, limits[0]))
+    assert raise_limit() == now[0] == 1000
+    assert raise_limit(500) == now[0] == 500, "as was asked"
+    assert raise_limit(2000) == now[0] == 1000, "not beyond what is allowed"
 
 
 def test_a_limit_that_cannot_be_raised_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,16 +203,21 @@ def test_a_limit_that_cannot_be_raised_is_used_as_it_is(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(resource, "getrlimit", lambda which: (300, 1000))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert 100 < fd_limit() < 300
+    assert raise_limit() == 300
     monkeypatch.setattr(resource, "getrlimit", lambda which: (SMALLEST_LIMIT - 1, SMALLEST_LIMIT - 1))
     with pytest.raises(StartError, match="ulimit -n"):
-        fd_limit()
+        raise_limit()
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert fd_limit() > 1 << 19
+    assert raise_limit() == files.limit() == 1 << 20
 
 
-def test_what_is_open_already_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (1000, 1000))
-    real = fd_limit()
-    monkeypatch.setattr(runtime_module, "Path", lambda path: __import__("pathlib").Path("/nowhere/at/all"))
-    assert fd_limit() == 1000 > real
+def test_the_lowest_free_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = os.dup(1)
+    os.close(fd)
+    assert lowest_free(1) == lowest_free(1) == fd, "and it stays free"
+
+    def none(*_: object) -> int:
+        raise OSError(24, "too many open files")
+
+    monkeypatch.setattr(fcntl, "fcntl", none)
+    assert lowest_free(1) == 1 << 20

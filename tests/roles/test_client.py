@@ -514,6 +514,7 @@ def test_no_descriptors_for_targets(run: Run, tmp_path: Path) -> None:
         async with client(tmp_path / "c") as bench:
             await until(lambda: bench.reached, "it is reachable")
             bench.client.runtime.budget = 0
+            bench.client.runtime.look()
             tap = bench.relay.open()
             await until(lambda: tap.code is Code.LIMIT, "it was refused")
 

@@ -366,8 +366,7 @@ def test_visitors_wait_while_there_is_no_room(run: Run, tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
             assert runtime.edges == 2
             runtime.budget = 6
-            inside[0][0].reset()  # the budget is looked at when somebody leaves
-            runtime.on_room()
+            inside[0][0].reset()  # somebody leaves: then it is looked at
             for _ in waiting:
                 number = (await peer.frame(Kind.OPEN)).stream
                 await peer.send(pair.accept(number, 100))

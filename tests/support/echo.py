@@ -1,6 +1,6 @@
-"""`python -m tests.support.echo [--discard] [unix path]`: a target in a process of its own, for thousands of connections at once.
+"""`python -m tests.support.echo [--discard] [--greet] [unix path]`: a target in a process of its own, for thousands of connections at once.
 
-Prints its port (or the path) when it listens. Half-close is answered with half-close. Needs nothing but the standard library.
+Prints its port (or the path) when it listens. With --greet it speaks first. Half-close is answered with half-close. Needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 import sys
 
 
-def serve(listener: socket.socket, *, discard: bool) -> None:
+def serve(listener: socket.socket, *, discard: bool, greet: bool) -> None:
     """Answer for ever. One thread, level-triggered epoll, at most one piece of 64 KiB held for each connection."""
     listener.setblocking(False)
     poller = select.epoll()
@@ -20,7 +20,7 @@ def serve(listener: socket.socket, *, discard: bool) -> None:
     while True:
         for number, _ in poller.poll():
             if number == listener.fileno():
-                accept_all(listener, poller, open_)
+                accept_all(listener, poller, open_, greet)
                 continue
             sock = open_[number]
             piece = b""
@@ -44,13 +44,15 @@ def serve(listener: socket.socket, *, discard: bool) -> None:
             poller.modify(number, select.EPOLLOUT if rest else select.EPOLLIN)
 
 
-def accept_all(listener: socket.socket, poller: select.epoll, open_: dict[int, socket.socket]) -> None:
+def accept_all(listener: socket.socket, poller: select.epoll, open_: dict[int, socket.socket], greet: bool) -> None:
     while True:
         try:
             sock, _ = listener.accept()
         except BlockingIOError:
             return
         sock.setblocking(False)
+        if greet:
+            sock.send(b"welcome\n")
         open_[sock.fileno()] = sock
         poller.register(sock, select.EPOLLIN)
 
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> None:
     else:
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         print(listener.getsockname()[1], flush=True)
-    serve(listener, discard=discard)
+    serve(listener, discard=discard, greet="--greet" in arguments)
 
 
 if __name__ == "__main__":
