@@ -163,17 +163,17 @@ class AuditLog(logging.Handler):
         if now < self._look_at and not self._asked:
             return
         self._asked = False
-        self._look_at = now + _LOOK_EVERY
         try:
             fd = _open(self.path)
         except OSError as error:
             if not os.fstat(self._fd).st_nlink:
                 raise
             self._complain(error)
-            return
-        os.close(self._fd)
-        self._fd = fd
-        self._cut = _is_cut(fd)
+        else:
+            os.close(self._fd)
+            self._fd = fd
+            self._cut = _is_cut(fd)
+        self._look_at = now + _LOOK_EVERY
 
     def _complain(self, error: OSError) -> None:
         self.failures += 1

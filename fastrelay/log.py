@@ -53,9 +53,8 @@ CAUSES: Final[Mapping[Code, str]] = {
 def cause(error: BaseException | None) -> str:
     """What events call the end of a tunnel, or of what should have become one; without an error it is lost."""
     if isinstance(error, ProtocolError):
-        return CAUSES[
-            error.code or Code.UNAUTHORIZED
-        ]  # a session whose token grants something else now ends without an error
+        # A session whose token grants something else now ends without an error.
+        return CAUSES[error.code or Code.UNAUTHORIZED]
     if isinstance(error, (PinError, ssl.SSLCertVerificationError)):
         return "denied"
     if isinstance(error, ssl.SSLError):

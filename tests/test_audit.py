@@ -136,6 +136,28 @@ def test_half_a_line_of_a_machine_that_stopped_is_ended(tmp_path: Path) -> None:
     assert half == b'{"event":"one.e' and json.loads(whole)["number"] == 1 and rest == b""
 
 
+def test_half_a_line_in_a_file_that_was_put_there_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    with AuditLog.open(path) as kept:
+        path.rename(tmp_path / "audit.1")
+        (tmp_path / "other").touch(0o600)
+        (tmp_path / "other").write_bytes(b"half")
+        (tmp_path / "other").rename(path)
+        kept.reopen()
+        say(1)
+    assert path.read_bytes().startswith(b'half\n{"ts"')
+
+
+def test_a_line_that_was_cut_off_is_ended_when_there_is_room_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    with AuditLog.open(path) as kept:
+        with largest_file(6):
+            rest = kept._append(b"one\ntwo\nthree\n")
+        assert (path.read_bytes(), rest) == (b"one\ntw", b"two\nthree\n")
+        assert kept._append(rest) == b""
+    assert path.read_bytes() == b"one\ntw\ntwo\nthree\n"
+
+
 # --- whose it is --------------------------------------------------------------------------------------------------------------
 
 

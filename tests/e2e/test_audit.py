@@ -57,7 +57,9 @@ def told(path: Path, event: str, **fields: object) -> dict[str, Any]:
 class Audited:
     """A relay and a client that both keep an audit log."""
 
-    def __init__(self, home: Path, way: Way = BEST) -> None:
+    def __init__(
+        self, home: Path, way: Way = BEST, *options: str, client: tuple[str, ...] = (), more: tuple[str, ...] = ()
+    ) -> None:
         self.home = home
         self.relay_log, self.client_log = home / "relay.audit", home / "client.audit"
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -66,16 +68,16 @@ class Audited:
             self.nobody = "{}:{}".format(*gone.getsockname())
         self.stack = contextlib.ExitStack()
         self.stack.enter_context(self.listener)
-        self.server = self.stack.enter_context(Server(home / "server", way, "--audit", str(self.relay_log)))
+        self.server = self.stack.enter_context(Server(home / "server", way, "--audit", str(self.relay_log), *options))
         self.token = self.server.token()
-        expose = [f"there={self.target}", f"refuses={self.nobody}", f"missing=unix:{home}/none.sock"]
+        expose = [f"there={self.target}", f"refuses={self.nobody}", f"missing=unix:{home}/none.sock", *more]
         self.client = self.stack.enter_context(
             Client(
-                self.server.url, self.token, home / "client", "--audit", str(self.client_log),
+                self.server.url, self.token, home / "client", "--audit", str(self.client_log), *client,
                 expose=expose, loop=way.loop, name="tested",
             )
         )  # fmt: skip
-        self.there, self.refuses, self.missing = self.client.addresses()
+        self.there, self.refuses, self.missing, *self.more = self.client.addresses()
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
         visitor = connect(self.there)
@@ -230,6 +232,62 @@ def test_a_relay_that_ends_at_once(own: Audited) -> None:
     down = told(own.client_log, "tunnel.down")
     assert (down["cause"], down["streams"], down["bytes_in"], down["bytes_out"]) == ("shutdown", 1, IN, OUT)
     assert own.client.logs("tunnel.retry", "shutdown")
+
+
+@pytest.mark.slow
+def test_what_takes_too_long(tmp_path: Path) -> None:
+    """A target that never answers, one whose visitor does not wait for it, and half a connection on which nothing moves."""
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        stack.enter_context(connect(silent.getsockname()))  # nobody else gets in now
+        audited = Audited(
+            tmp_path, BEST, "--limit", "half-open-time=1", client=("--limit", "dial-time=1"),
+            more=("silent={}:{}".format(*silent.getsockname()),),
+        )  # fmt: skip
+        stack.callback(audited.close)
+        visitor, target, half = audited.exchange()
+        stack.enter_context(visitor)
+        stack.enter_context(target)
+        visitor.shutdown(socket.SHUT_WR)
+        (where,) = audited.more
+        waits, hurries = stack.enter_context(connect(where)), connect(where)
+        names = name_of(waits), name_of(hurries)
+        hurries.sendall(b"early words")
+        told(audited.relay_log, "visitor.opened", visitor=names[1])
+        reset(hurries)
+        assert hang_up(waits)
+        for name, causes in zip(names, (("dial-timeout",) * 2, ("visitor-reset",) * 2), strict=True):
+            relay = told(audited.relay_log, "visitor.closed", visitor=name)
+            client = told(audited.client_log, "target.refused", visitor=name)
+            assert (relay["cause"], client["cause"]) == causes
+            assert relay["bytes_in"] == client["bytes_in"] == (11 if name == names[1] else 0)
+        assert hang_up(visitor)
+        audited.closed(half, "timeout")
+
+
+@pytest.mark.slow
+def test_a_tunnel_that_is_lost_while_a_target_is_dialled(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        stack.enter_context(connect(silent.getsockname()))
+        audited = Audited(tmp_path, more=("silent={}:{}".format(*silent.getsockname()),))
+        stack.callback(audited.close)
+        visitor = stack.enter_context(connect(audited.more[0]))
+        name = name_of(visitor)
+        for end in audited.pair():  # so the client has read what was said before
+            end.close()
+        audited.server.kill()
+        assert hang_up(visitor)
+        assert told(audited.client_log, "target.refused", visitor=name)["cause"] == "tunnel-lost"
+        assert told(audited.client_log, "tunnel.down")["cause"] == "tunnel-lost"
+
+
+@pytest.mark.slow
+def test_a_relay_that_ends_in_order(own: Audited) -> None:
+    own.server.signal(signal.SIGTERM)
+    assert own.server.wait() == 0
+    assert told(own.relay_log, "client.gone")["cause"] == "shutdown"
+    assert told(own.client_log, "tunnel.down")["cause"] == "shutdown"
 
 
 @pytest.mark.slow

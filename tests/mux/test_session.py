@@ -113,6 +113,18 @@ def test_a_stream_kind_that_is_not_known() -> None:
     assert not side.opens
 
 
+def test_streams_that_nobody_is_asked_about_are_told() -> None:
+    side = client(max_streams=1)
+    told: list[tuple[int, str, Code]] = []
+    side.session.on_refused = lambda stream, request, code: told.append((stream.id, request.visitor, code))
+    side.feed(pair.open_(2, kind=9) + pair.reset(2) + pair.open_(4) + pair.open_(6))
+    side.session.goaway(Code.SHUTDOWN, "going down")
+    side.feed(pair.open_(8))
+    visitor = "192.0.2.9:51544"
+    assert told == [(2, visitor, Code.NO_SERVICE), (6, visitor, Code.LIMIT), (8, visitor, Code.SHUTDOWN)]
+    assert len(side.opens) == 1
+
+
 def test_first_windows_shrink_as_streams_grow() -> None:
     side = client(theirs=Settings())
     limits = [side.must_open().window for _ in range(600)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fastrelay import wire
+from fastrelay import log, wire
 from fastrelay.auth import RelayLogin, Token, Verifier
 from fastrelay.config import ClientConfig, Exposure, Relay, Target
 from fastrelay.errors import Code, ProtocolError, StartError
@@ -308,9 +308,17 @@ def test_a_service_that_nobody_exposed(
             assert not trap.dialled
             assert str(service) in events(caplog, "service.unknown")[0]
             await bench.joined()
+            bench.client.drain()
+            last = bench.relay.open()  # before it is known there
+            await until(lambda: last.code is Code.SHUTDOWN, "it was refused")
 
-    with caplog.at_level(logging.INFO, "fastrelay"):
+    with caplog.at_level(log.NOTE, "fastrelay"):
         run(main())
+    refused = [vars(record)["fields"] for record in caplog.records if vars(record).get("event") == "stream.refused"]
+    assert [(one["service"], one["stream"], one["cause"]) for one in refused] == [
+        (service, 2, "no-service"),
+        (1, 6, "shutdown"),
+    ]
 
 
 def test_the_relay_cannot_name_an_address(

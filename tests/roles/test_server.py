@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fastrelay import wire
+from fastrelay import log, wire
 from fastrelay.auth import ClientLogin, Token
 from fastrelay.config import PortRange, ServerConfig
 from fastrelay.errors import Code, StartError
@@ -323,15 +323,20 @@ def events(caplog: pytest.LogCaptureFixture) -> list[Any]:
     return [vars(record).get("event") for record in caplog.records]
 
 
-def test_a_client_may_not_open_streams(run: Run, tmp_path: Path) -> None:
+def test_a_client_may_not_open_streams(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with relay(tmp_path / "r") as bench:
             peer, _ = await bench.client()
             await peer.send(pair.open_(1))
             reset = await peer.frame(Kind.RESET)
             assert Code.of(int.from_bytes(reset.payload, "big")) is Code.NO_SERVICE
+            peer.close()
+            await until(lambda: not bench.server._tunnels, "the client is gone")
 
-    run(main())
+    with caplog.at_level(log.NOTE, "fastrelay"):
+        run(main())
+    (refused,) = [vars(record)["fields"] for record in caplog.records if vars(record).get("event") == "stream.refused"]
+    assert (refused["name"], refused["stream"], refused["cause"]) == ("home", 1, "no-service")
 
 
 def test_a_port_for_tunnels_in_use(run: Run, tmp_path: Path) -> None:
