@@ -30,6 +30,7 @@ from fastrelay.net.listen import TunnelDoor, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.networks import read
 from fastrelay.roles import client as client_module
+from fastrelay.roles import uplink as uplink_module
 from fastrelay.roles.client import Client
 from fastrelay.roles.refusals import Refusals
 from fastrelay.state import ClientState
@@ -744,7 +745,7 @@ def test_stopped_at_any_moment_of_the_start(run: Run, tmp_path: Path, steps: int
 def test_a_change_of_network_ends_the_wait_and_tries_the_tunnel(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_PROBE_TIME", 0.1)
+    monkeypatch.setattr(uplink_module, "_PROBE_TIME", 0.1)
 
     async def main() -> None:
         async with client(tmp_path / "c") as bench:
