@@ -38,10 +38,13 @@ _OTHER_CERTIFICATE: Final = "the client sees another certificate than this relay
 _NO_CERTIFICATE: Final = (
     "this relay admits only clients with a certificate of its CA; give this one with --client-cert and --client-key"
 )
-_NEEDS_CERTIFICATE: Final = "the token is valid only together with the client certificate that it was made for; give that one with --client-cert and --client-key"
+_NEEDS_CERTIFICATE: Final = (
+    "the token is valid only together with the client certificate that it was made for; give that one with --client-cert and "
+    "--client-key, and the relay its CA with --client-ca"
+)
 _UNKNOWN_CERTIFICATE: Final = (
     "the client has no token, and shows no certificate that this relay knows; "
-    "`fastrelay token new LABEL --client-cert FILE --no-token` there makes one known"
+    "`fastrelay token new LABEL --client-cert FILE --no-token` there makes one known, if it runs with --client-ca"
 )
 _IMPOSTOR: Final = (
     "the relay does not know the token, so it is not the one that made it; check the relay's address and its token with "

@@ -3,7 +3,7 @@
     FastrelayError
     ├── UsageError          what a person typed cannot be understood        (exit code 2)
     ├── StartError          the process cannot start, or was refused        (exit code 3)
-    ├── PinError            the relay's key is not the one that the token names
+    ├── PinError            the relay's key is not one that this client knows
     └── ProtocolError       the other side broke protocol.md; carries the code that GOAWAY will name
         ├── LimitError           it went beyond a limit that a person may set; carries the limit's name
         └── RefusedError         the other side said GOAWAY before the session began
@@ -63,7 +63,7 @@ class StartError(FastrelayError):
 
 
 class PinError(FastrelayError):
-    """The relay's key is not the one that the token names: nothing was sent."""
+    """The relay's key is not one that this client knows: nothing was sent."""
 
 
 class ProtocolError(FastrelayError):

@@ -363,6 +363,7 @@ def test_another_secret_is_another_token() -> None:
     one = key()
     assert not one.same_token(Key.made(Token("k3yID_-0", bytes(32)), "home", one.grant, 1.0))
     assert not one.same_token(Key.made(Token("k3yID_-1", TOKEN.secret), "home", one.grant, 1.0))
+    assert not one.same_token(Key.made(TOKEN, "home", one.grant, 1.0, bytes(32))), "it needs a certificate from now on"
 
 
 @pytest.mark.parametrize(

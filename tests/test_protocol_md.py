@@ -222,8 +222,9 @@ def build(text: str) -> bytes:
             payload = bytes.fromhex(text.split()[1])
         case Kind.GOAWAY:
             payload = wire.pack_goaway(int(words["last"]), int(words["code"]), said)
-        case Kind.PINS:
-            payload = wire.pack_json(wire.Pins(pins=json.loads(text.split(maxsplit=1)[1])["pins"]))
+        case Kind.AUTH | Kind.WELCOME | Kind.PINS:
+            forms = {Kind.AUTH: wire.Auth, Kind.WELCOME: wire.Welcome, Kind.PINS: wire.Pins}
+            payload = wire.pack_json(forms[kind](**json.loads(text.split(maxsplit=1)[1])))
         case _:
             raise AssertionError(f"no vector is known for {name}")
     return wire.frame(kind, stream, payload)

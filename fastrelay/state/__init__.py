@@ -1,7 +1,8 @@
 """The state directory: what a relay and a client keep from one run to the next.
 
-relay     lock, address, seed, first-token, tokens.json, tokens.lock, reservations.json, relay.crt, relay.key
-client    instance, lock (while `instance` is made), <hash>.lock for each relay and name
+relay     lock, address, seed, first-token, tokens.json, tokens.lock, reservations.json, relay.crt, relay.key, relay.next.crt, relay.next.key,
+          keys.lock
+client    instance, lock (while `instance` is made), <hash>.lock and <hash>.pins for each relay and name
 """
 
 from fastrelay.state.client import ClientState as ClientState

@@ -16,6 +16,8 @@ from tests.support.pair import frames, refusal
 
 TOKEN = Token("k3yID_-0", bytes(range(32)))
 KNOWN = Verifier.of(TOKEN)
+ANY = Verifier("anybody0", cert=bytes(32))
+"""Let in by a certificate, which a plaintext tunnel does not show."""
 
 
 class Fuzz(Fuzzer):
@@ -42,7 +44,15 @@ class Fuzz(Fuzzer):
 
         relay = RelayGreeting(
             relay_decoder,
-            RelayLogin({KNOWN.key_id: KNOWN}.get, b"seed", None, random.randbytes(32), Settings(), "fuzz"),
+            RelayLogin(
+                {KNOWN.key_id: KNOWN}.get,
+                b"seed",
+                None,
+                random.randbytes(32),
+                Settings(),
+                "fuzz",
+                find_cert=lambda _: ANY,
+            ),
             said["relay"].append,
             admit,
             lambda: over(relay_decoder, "relay"),

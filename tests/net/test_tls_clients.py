@@ -42,6 +42,8 @@ def test_a_good_certificate(home: Home) -> None:
     der = wire.server.getpeercert(binary_form=True)
     assert der == ssl.PEM_cert_to_DER_cert(home.good[0].read_text())
     assert pin_of(der) == file_pin(home.good[0])
+    wire.server.write(b"welcome")
+    assert wire.client.read() == b"welcome"  # a ticket would have come ahead of this
     assert wire.client.session is None or not wire.client.session.has_ticket
 
 

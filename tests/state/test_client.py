@@ -1,7 +1,8 @@
-"""What a client keeps: its instance, and one client for a name and relay."""
+"""What a client keeps: its instance, one client for a name and relay, and what the relay has said of its keys."""
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fastrelay.auth import Token
 from fastrelay.state import ClientState
 from tests.support.state import URL, mode, posix, refused
 
@@ -71,3 +73,63 @@ def test_damaged_instance(tmp_path: Path, content: bytes) -> None:
     refused(lambda: ClientState.open(tmp_path, URL, "home"), f"The file {tmp_path / 'instance'} is damaged")
     (tmp_path / "instance").unlink()
     ClientState.open(tmp_path, URL, "home").close()
+
+
+# --- what the relay has said of its keys -------------------------------------------------------------------------------
+
+TOKEN = Token("k3yID_-0", bytes(32), (b"1" * 32,))
+
+
+def test_pins_are_kept_for_a_token(tmp_path: Path) -> None:
+    """Whole sets, for one key id and the pins of its text; each relay and name has its own."""
+    state = ClientState.open(tmp_path, URL, "home")
+    assert state.pins(TOKEN) == TOKEN.pins
+    state.save_pins(TOKEN, (b"1" * 32, b"2" * 32))
+    state.save_pins(TOKEN, (b"2" * 32, b"3" * 32))
+    state.save_pins(TOKEN, (b"3" * 32,))
+    state.close()
+    state = ClientState.open(tmp_path, URL, "home")
+    assert state.pins(TOKEN) == (b"3" * 32,), "a set never grows"
+    for other in (Token("k3yID_-1", bytes(32), TOKEN.pins), Token("k3yID_-0", bytes(32), (b"9" * 32,))):
+        assert state.pins(other) == other.pins
+    state.close()
+    for url, name in ((URL, "work"), ("tls://other.example.com:7443", "home")):
+        state = ClientState.open(tmp_path, url, name)
+        assert state.pins(TOKEN) == TOKEN.pins
+        state.close()
+
+
+@posix
+def test_pins_are_the_owners_alone(tmp_path: Path) -> None:
+    state = ClientState.open(tmp_path, URL, "home")
+    state.save_pins(TOKEN, (b"3" * 32,))
+    assert mode(state.pins_path) == 0o600
+    state.close()
+
+
+def form(pins: str, key_id: str = '"k3yID_-0"') -> str:
+    return f'{{"key_id": {key_id}, "token_pins": [], "pins": {pins}}}'
+
+
+PIN = '"' + base64.b64encode(bytes(32)).decode() + '"'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        form("[]"),
+        form('["AAAA"]'),
+        form(f"[{PIN}, {PIN}, {PIN}]"),
+        form(f"[{PIN}]", "7"),
+        form('["!"]'),
+    ],
+)
+def test_damaged_pins(tmp_path: Path, content: str) -> None:
+    state = ClientState.open(tmp_path, URL, "home")
+    state.pins_path.write_text(content)
+    refused(lambda: state.pins(TOKEN), f"The file {state.pins_path} is damaged", "move it away")
+    state.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from pathlib import Path
 
 from cryptography import x509
@@ -41,10 +42,16 @@ class Authority:
         ends: datetime.timedelta = DAY,
         key: ec.EllipticCurvePrivateKey | None = None,
         padding: int = 0,
+        host: str = "",
     ) -> Pair:
-        """A certificate that is valid from `starts` to `ends` from now; `padding` bytes of comment make it longer."""
+        """A certificate that is valid from `starts` to `ends` from now; `padding` bytes of comment make it longer.
+
+        With `host`, an address, it is a relay's.
+        """
         key = key or ec.generate_private_key(ec.SECP256R1())
-        pem = self._sign(name, key, usage=usage, starts=starts, ends=ends, padding=padding)
+        pem = self._sign(
+            name, key, usage=SERVER if host else usage, starts=starts, ends=ends, padding=padding, host=host
+        )
         return self.write(name, pem, key)
 
     def write(self, name: str, pem: bytes, key: ec.EllipticCurvePrivateKey) -> Pair:
@@ -68,6 +75,7 @@ class Authority:
         starts: datetime.timedelta = -DAY,
         ends: datetime.timedelta = DAY,
         padding: int = 0,
+        host: str = "",
     ) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
@@ -82,6 +90,9 @@ class Authority:
         )
         if not ca:
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        if host:
+            names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+            builder = builder.add_extension(names, critical=False)
         if padding:
             comment = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), bytes(padding))
             builder = builder.add_extension(comment, critical=False)
