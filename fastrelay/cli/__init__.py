@@ -416,6 +416,7 @@ def _server_ready(server: Server, token: str) -> None:
             f"fastrelay {__version__}   ready in {time.monotonic() - _START:.1f} s\n\n"
             f"  Clients     {where:<24}{trust}\n"
             f"  Visitors    tcp {config.ports}\n"
+            f"  Memory      {server.bound}\n"
             f"  State       {config.state}\n\n"
             f"  On the machine to reach, run:\n\n"
             f"    {join}\n\n"

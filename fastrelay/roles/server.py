@@ -27,6 +27,7 @@ from fastrelay.net import gate
 from fastrelay.net.keys import Shown, settle
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
+from fastrelay.net.memory import bound
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import Totals
 from fastrelay.net.tls import Identity, shown_key
@@ -98,6 +99,7 @@ class Server:
         self.keyring.start()
         self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
         where = join_host(config.bind_host, self.port)
+        self.bound = bound(config.limits)
         log.note(
             "server.started",
             f"The relay listens on {where}.",
@@ -108,6 +110,7 @@ class Server:
             advertise=config.advertise,
             state=str(config.state),
             tls=not config.plaintext,
+            memory=self.bound._asdict(),
         )
 
     async def drain(self) -> None:

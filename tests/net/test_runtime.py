@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import re
 import resource
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastrelay.errors import StartError
 from fastrelay.limits import Limits
 from fastrelay.net import files
 from fastrelay.net.files import SMALLEST_LIMIT, lowest_free, raise_limit
-from fastrelay.net.memory import QUEUE, share
+from fastrelay.net.memory import QUEUE, bound, share
 from fastrelay.net.runtime import Runtime
 from fastrelay.wire import PROCESS_POOL
 from tests.conftest import Run
@@ -136,6 +137,16 @@ def test_what_memory_is_split_into() -> None:
         windows, connections = share(memory)
         assert windows <= PROCESS_POOL
         assert memory - QUEUE < windows + connections * QUEUE <= memory
+
+
+def test_the_bound_that_is_printed() -> None:
+    usual, small = bound(Limits()), bound(Limits(memory=32 << 20))
+    text = str(usual)
+    assert re.fullmatch(r"at most \d+ MiB \+ 10 MiB a client \+ 48 KiB a visitor \+ 512 MiB of windows", text), text
+    assert str(small).endswith("16 MiB of windows; 512 visitors at a time")
+    assert usual.of(2, 3) == usual.base + 2 * usual.client + 3 * usual.visitor + usual.windows
+    assert bound(Limits(control=1 << 20)).client == usual.client - (7 << 20)
+    assert bound(Limits(max_sources=1)).base < usual.base - (32 << 20)
 
 
 def test_a_setting_of_memory(run: Run) -> None:
