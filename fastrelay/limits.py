@@ -96,6 +96,14 @@ class Limits:
     services: int = _limit(
         wire.MAX_SERVICES, 1, wire.MAX_SERVICES, "for each client", Side.RELAY, "another service is refused"
     )
+    clients: int = _limit(
+        1024,
+        1,
+        65_535,
+        "for each token, but a quarter of files",
+        Side.RELAY,
+        "another client of the token is refused (CALM)",
+    )
     dials: int = _limit(wire.MAX_DIALS, 1, 65_535, "at once", Side.CLIENT, "more of them wait for their turn")
     files: int | None = _limit(
         None, 128, 1 << 20, "open at once", Side.BOTH, "new visitors wait, or at a client are reset; see `ulimit -n`"

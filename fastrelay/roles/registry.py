@@ -50,6 +50,10 @@ class Registry:
 
     # --- names ---------------------------------------------------------------------------------------------------------
 
+    def here(self, name: str) -> bool:
+        """Whether a session has this name."""
+        return name in self._here
+
     def claim(self, name: str, instance: str, session: object, now: float) -> object | None:
         """Give the name to this session. Returns the session that it takes over from, if any.
 

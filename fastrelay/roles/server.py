@@ -13,6 +13,7 @@ import os
 import secrets
 import ssl
 import time
+from collections import Counter
 
 import msgspec
 
@@ -57,6 +58,7 @@ class Server:
         self._door: TunnelDoor | None = None
         self._links: set[Link] = set()  # those in their greeting as well
         self._tunnels: dict[Link, Tunnel] = {}
+        self._clients: Counter[str] = Counter()  # how many of them each token has, by its key id
         self.keyring = Keyring(self.runtime.loop, state, self._tunnels.values, self._look)
         self._seen: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
@@ -180,6 +182,7 @@ class Server:
         self._links.discard(link)
         tunnel = self._tunnels.pop(link, None)
         if tunnel is not None:
+            self._clients[tunnel.key.key_id] -= 1
             tunnel.gone(error)
             self.save_soon()
         elif self._door is not None:
@@ -199,8 +202,23 @@ class Server:
                 for tunnel in self._tunnels.values():
                     tunnel.session.tell_pins(self.pins)
 
+    def make_room(self, key: Key, name: str) -> None:
+        """Raises ProtocolError (CALM) where a token has as many clients here as may be. Who is here already may always come again."""
+        most = min(self.config.limits.clients, self.runtime.files // 4)
+        if self._clients[key.key_id] >= most and not self.registry.here(name):
+            self.runtime.reached("clients", f"the token {key.label}", most)
+            raise ProtocolError(
+                Code.CALM,
+                f"{most} clients with the token {key.label!r} are connected, as many as may be; stop one, or raise the limit `clients` "
+                "of the relay",
+                token=key.label,
+                key_id=key.key_id,
+                name=name,
+            )
+
     def admitted(self, link: Link, tunnel: Tunnel) -> None:
         self._tunnels[link] = tunnel
+        self._clients[tunnel.key.key_id] += 1
         if self._door is not None:
             self._door.admitted(link)
         self.save_soon()
@@ -255,6 +273,7 @@ class Tunnel:
             raise ProtocolError(Code.SHUTDOWN, "the relay is going down")
         now = time.time()
         self.key = server.keyring.admit(key_id, auth.name, now)
+        server.make_room(self.key, auth.name)
         old = server.registry.claim(auth.name, auth.instance, self, now)
         self.name = auth.name
         most = min(theirs.max_streams, server.config.limits.streams)

@@ -12,6 +12,7 @@ import pytest
 from fastrelay import wire
 from fastrelay.auth import Token
 from fastrelay.errors import Code
+from fastrelay.limits import Limits
 from fastrelay.net.notices import Notices
 from fastrelay.roles import keyring
 from fastrelay.wire import Kind
@@ -125,6 +126,48 @@ def test_how_many_visitors(run: Run, tmp_path: Path, soon: None, caplog: pytest.
         run(main())
     told = {"limit": "streams", "value": 2, "who": "home"}
     assert fields(caplog, "limit.reached") == [told, told | {"count": 2}]
+
+
+def test_how_many_clients(run: Run, tmp_path: Path, soon: None, caplog: pytest.LogCaptureFixture) -> None:
+    """One more is refused, for now; one that is here may come again, others have their own bound, and who leaves makes room."""
+
+    async def main() -> None:
+        async with relay(tmp_path / "r", Limits(clients=2)) as bench:
+            lab, home = await token(bench, "lab", names=["lab-*"]), await token(bench, "home")
+            one, _ = await bench.client("lab-1", "1", lab)
+            await bench.client("lab-2", "2", lab)
+            for name in ("lab-3", "lab-4"):
+                peer, answer = await bench.client(name, "3", lab, wants=Kind.GOAWAY)
+                peer.close()
+                code, text = said(answer)
+                assert code is Code.CALM and text.startswith("2 clients with the token 'lab' are connected")
+            assert not bench.server.registry.here("lab-3")
+            await bench.client("home", "4", home)
+            again, _ = await bench.client("lab-1", "1", lab)
+            assert (await goodbye(one))[0] is Code.SUPERSEDED
+            for peer in (one, again):
+                peer.close()
+            await until(lambda: len(bench.server._tunnels) == 2, "they are gone")
+            await bench.client("lab-3", "3", lab)
+            await until(lambda: len(fields(caplog, "client.refused")) == 2, "both were told of")
+            assert +bench.server._clients == {lab.key_id: 2, home.key_id: 1}
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+    assert fields(caplog, "limit.reached")[0] == {"limit": "clients", "value": 2, "who": "the token lab"}
+    told = fields(caplog, "client.refused")[0]
+    assert (told["code"], told["name"], told["token"]) == ("CALM", "lab-3", "lab")
+
+
+def test_clients_leave_descriptors_for_others(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench:
+            monkeypatch.setattr(bench.server.runtime, "files", 4)
+            await bench.client("one", "1")
+            _, answer = await bench.client("two", "2", wants=Kind.GOAWAY)
+            assert said(answer)[0] is Code.CALM
+
+    run(main())
 
 
 # --- a token that stands no more ---------------------------------------------------------------------------------------
