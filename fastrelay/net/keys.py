@@ -52,7 +52,7 @@ def switch(current: Pair) -> Identity:
         raise StartError(
             "There is no next key: make one with `fastrelay key prepare`, and give clients time to hear of it."
         )
-    load_identity(cert, key)
+    _following((cert, key))
     _replace(key, current[1])
     settle(current)
     return load_identity(*current)
@@ -155,4 +155,16 @@ def known_by(identity: Identity, following: Pair | None) -> tuple[bytes, ...]:
         return ()
     if following is None or not all(path.exists() for path in following):
         return (identity.pin,)
-    return (identity.pin, load_identity(*following).pin)
+    return (identity.pin, _following(following).pin)
+
+
+def _following(pair: Pair) -> Identity:
+    """The next identity. Raises StartError."""
+    try:
+        return load_identity(*pair)
+    except StartError:
+        cert, key = pair
+        raise StartError(
+            f"The next key cannot be used, because {cert} and {key.name} are damaged or do not belong together: remove both, and make "
+            "another with `fastrelay key prepare`."
+        ) from None

@@ -63,7 +63,8 @@ def test_what_cannot_be_done(pair: Pair) -> None:
     assert load_identity(*next_pair(pair)).pin == pin
     next_pair(pair)[0].write_text("nonsense")
     before = load_identity(*pair)
-    refused(lambda: switch(pair), "relay.next.crt")
+    refused(lambda: switch(pair), "relay.next.crt", "remove both")
+    refused(lambda: Shown(pair, own=True), "relay.next.crt", "remove both")
     assert load_identity(*pair) == before
 
 

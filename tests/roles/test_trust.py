@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastrelay.auth import Token, pin_texts
 from fastrelay.config import ClientConfig, Exposure, PortRange, Relay, ServerConfig, Target
 from fastrelay.errors import StartError
 from fastrelay.net import keys
-from fastrelay.net.tls import file_pin, load_identity
+from fastrelay.net.tls import Identity, client_context, file_pin, load_identity, server_context
 from fastrelay.policy import FIRST_GRANT, Key
 from fastrelay.roles import keyring
 from fastrelay.roles.client import Client
 from fastrelay.roles.server import Server
+from fastrelay.roles.trust import Trust
 from fastrelay.state import ClientState, ServerState
 from fastrelay.state.tokens import TokenStore, new_token
 from tests.conftest import Run
-from tests.support.certificates import Authority, Pair, bad_ones
+from tests.support.certificates import Authority, Pair, bad_ones, self_signed
 from tests.support.tunnel import Local, until
 
 LOCALHOST = "127.0.0.1"
@@ -185,6 +190,49 @@ def shows(pair: Pair) -> dict[str, Any]:
     return {"client_cert": pair[0], "client_key": pair[1]}
 
 
+# --- pins --------------------------------------------------------------------------------------------------------------
+
+KEYS = [bytes([number]) * 32 for number in range(4)]
+sets = st.lists(st.sampled_from(KEYS), max_size=2, unique=True).map(tuple)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return self_signed(tmp_path_factory.mktemp("certificate"), "mine")
+
+
+@settings(max_examples=20)
+@given(of_the_token=sets, told=st.lists(sets | st.none(), max_size=6), by_token=st.booleans(), given_pins=sets)
+def test_what_is_trusted(
+    certificate: Pair,
+    of_the_token: tuple[bytes, ...],
+    told: list[tuple[bytes, ...] | None],
+    by_token: bool,
+    given_pins: tuple[bytes, ...],
+) -> None:
+    """The last set that the relay told, else the token's, and never both; None in `told` is a restart."""
+    token = Token("k3yID_-0", bytes(32), of_the_token).text() if by_token else ""
+    relay = Relay("relay.example", 7443, tls=True)
+    with tempfile.TemporaryDirectory() as home:
+        config = ClientConfig(
+            relay=relay, token=token, exposures=(), name="home", state=Path(home), pins=given_pins, **shows(certificate)
+        )
+        state = ClientState.open(Path(home), relay.url, "home")
+        trust = Trust(config, state)
+        expected = given_pins or (of_the_token if by_token else ())
+        for pins in told:
+            if pins is None:
+                state.close()
+                state = ClientState.open(Path(home), relay.url, "home")
+                trust = Trust(config, state)
+            else:
+                trust.learn(pins)
+                if by_token and expected and pins:
+                    expected = pins
+            assert trust._pins == expected
+        state.close()
+
+
 # --- client certificates -----------------------------------------------------------------------------------------------
 
 
@@ -316,7 +364,7 @@ def test_a_change_of_the_key(run: Run, tmp_path: Path, caplog: pytest.LogCapture
             assert late.told() == both, "WELCOME says so too"
             for one in (away, late):
                 await one.close()
-            moving = asyncio.ensure_future(chatter(local, 0.3))
+            moving = asyncio.ensure_future(chatter(local, 0.2))
             assert keys.switch(relay.pair).pin == following.pin
             await until(lambda: guest.told() == both[1:], "it was told of the end", 3)
             assert relay.server.pins == (following.pin,)
@@ -412,6 +460,51 @@ def test_a_thief_of_the_key_teaches_nothing(run: Run, tmp_path: Path) -> None:
             assert not guest.told()
 
     run(main())
+
+
+@one_loop
+def test_a_thief_of_the_key_who_sits_between(run: Run, tmp_path: Path) -> None:
+    """He can read a tunnel until the key is changed, and no longer: the proof names the certificate that the client has seen."""
+
+    async def main() -> None:
+        async with house(tmp_path) as relay:
+            for path in relay.pair:
+                shutil.copyfile(path, tmp_path / path.name)
+            heard: list[bytes] = []
+            thief = await between(load_identity(tmp_path / "relay.crt", tmp_path / "relay.key"), relay.port, heard)
+            guest = relay.guest(port=thief.sockets[0].getsockname()[1])
+            await guest.here()
+            (await guest.visit()).close()
+            assert any(b"hello" in data for data in heard), "it all went through his hands"
+            keys.prepare(relay.pair)
+            await until(lambda: len(relay.server.pins) == 2, "the relay has taken note", 3)
+            await guest.close()
+            shutil.rmtree(guest.state)  # so that it goes by its token
+            keys.switch(relay.pair)
+            await until(lambda: len(relay.server.pins) == 1, "the relay has taken note", 3)
+            told = await relay.guest(port=thief.sockets[0].getsockname()[1]).verdict()
+            assert "something between the two reads the tunnel" in told
+            thief.close()
+            await thief.wait_closed()
+
+    run(main())
+
+
+async def between(stolen: Identity, port: int, heard: list[bytes]) -> asyncio.Server:
+    """Ends TLS with a stolen key, and goes on to the relay with what it hears."""
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                heard.append(data)
+                writer.write(data)
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(LOCALHOST, port, ssl=client_context(True), server_hostname="relay")
+        await asyncio.gather(pipe(reader, there[1]), pipe(there[0], writer))
+
+    return await asyncio.start_server(accept, LOCALHOST, 0, ssl=server_context(stolen))
 
 
 @one_loop
