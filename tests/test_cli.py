@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from fastrelay import __version__, app
 from fastrelay.cli import cli, main
 from fastrelay.config import ClientConfig
-from fastrelay.errors import StartError
+from fastrelay.errors import StartError, UsageError
 
 SECRET = "fr1.k3yID_-0.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 
@@ -301,15 +301,21 @@ def test_who_may_visit(
     }
 
 
-@pytest.mark.parametrize("value", ["", " "])
-def test_an_empty_variable_does_not_let_everybody_in(
-    ran: list[ClientConfig], monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
-    monkeypatch.setenv("FASTRELAY_CLIENT_VISITORS", value)
-    monkeypatch.setattr(sys, "argv", ["fastrelay", "client", "relay.example", "--expose", "22", "--token", SECRET])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2 and not ran
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FASTRELAY_CLIENT_VISITORS", ""),
+        ("FASTRELAY_CLIENT_VISITORS", " "),
+        ("FASTRELAY_SERVER_CLIENT_CA", ""),
+        ("FASTRELAY_SERVER_REQUIRE_CLIENT_CERT", ""),
+        ("FASTRELAY_SERVER_REQUIRE_CLIENT_CERT", " "),
+    ],
+)
+def test_an_empty_variable_lets_nobody_in(ran: list[Any], name: str, value: str) -> None:
+    words = ["server"] if "SERVER" in name else ["client", "relay.example", "--expose", "22", "--token", SECRET]
+    result = CliRunner().invoke(cli, words, env={name: value})
+    assert isinstance(result.exception, UsageError) and not ran
+    assert str(result.exception).startswith(f"{name} is set but empty")
 
 
 def test_as_a_module() -> None:

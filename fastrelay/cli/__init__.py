@@ -132,6 +132,10 @@ def server(
     from fastrelay.limits import Side, parse_limits
     from fastrelay.state import default_state
 
+    if client_ca is None:
+        _refuse_empty("FASTRELAY_SERVER_CLIENT_CA")
+    if not require_client_cert:
+        _refuse_empty("FASTRELAY_SERVER_REQUIRE_CLIENT_CERT")
     host, port = parse_bind(bind, DEFAULT_PORT)
     config = ServerConfig(
         bind_host=host,
@@ -222,10 +226,8 @@ def client(
     from fastrelay.networks import assign
     from fastrelay.state import default_state
 
-    if not visitors and "FASTRELAY_CLIENT_VISITORS" in os.environ:
-        raise UsageError(
-            "FASTRELAY_CLIENT_VISITORS is set but empty, which would let everybody come: write it like 192.0.2.0/24, or unset it."
-        )
+    if not visitors:
+        _refuse_empty("FASTRELAY_CLIENT_VISITORS")
     exposures = [parse_expose(spec) for spec in expose]
     listed = assign(visitors, [exposure.name for exposure in exposures])
     secret = _token(token, token_file)
@@ -376,6 +378,12 @@ def _loop_factory(wanted: str) -> Callable[[], Any] | None:
             ) from None
         return None
     return uvloop.new_event_loop
+
+
+def _refuse_empty(variable: str) -> None:
+    """What keeps somebody out is not to be switched off by a slip, such as an empty ${NAME} in a unit file."""
+    if not os.environ.get(variable, "unset").strip():
+        raise UsageError(f"{variable} is set but empty, which would keep nobody out: give it a value, or unset it.")
 
 
 def _token(token: str | None, token_file: Path | None) -> str | None:
