@@ -181,10 +181,17 @@ def server(
 @click.option(
     "--client-cert",
     type=click.Path(path_type=Path),
+    envvar="FASTRELAY_CLIENT_CERT",
     show_envvar=True,
     help="This client's TLS certificate chain (PEM), beside the token or instead of it; with --client-key.",
 )
-@click.option("--client-key", type=click.Path(path_type=Path), show_envvar=True, help="The key of --client-cert (PEM).")
+@click.option(
+    "--client-key",
+    type=click.Path(path_type=Path),
+    envvar="FASTRELAY_CLIENT_KEY",
+    show_envvar=True,
+    help="The key of --client-cert (PEM).",
+)
 @click.option(
     "--pin",
     "pins",

@@ -103,5 +103,5 @@ def _print(which: str, identity: Identity) -> None:
     from fastrelay.auth import pin_texts
 
     click.echo(
-        f"{which:<8} {pin_texts([identity.pin])[0]}  made {identity.since:%Y-%m-%d}, valid until {identity.until:%Y-%m-%d}"
+        f"{which:<8} {pin_texts([identity.pin])[0]}  valid from {identity.since:%Y-%m-%d} until {identity.until:%Y-%m-%d}"
     )

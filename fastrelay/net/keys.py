@@ -15,6 +15,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from fastrelay import log
+from fastrelay.auth import pin_texts
 from fastrelay.errors import StartError
 from fastrelay.net.tls import Identity, load_identity, make_identity, server_context, stamp
 
@@ -127,18 +128,24 @@ class Shown:
         if now == self._loaded or self._looks < _SOON:
             return False
         self._loaded = now
+        before, pins = self.identity.fingerprint, self.pins
         try:
             self._load()
         except StartError as error:
             log.error("certificate.not_loaded", f"The relay goes on with its former certificate. {error}")
             return False
-        log.info(
-            "certificate.loaded",
-            f"Clients that connect from now on see the certificate in {self.identity.cert_path}, which is valid until {self.identity.until:%Y-%m-%d}.",
-            path=str(self.identity.cert_path),
-            until=f"{self.identity.until:%Y-%m-%dT%H:%M:%SZ}",
-            fingerprint=self.identity.fingerprint.hex(),
-        )
+        if self.pins != pins:
+            told = "the key and the next one" if len(self.pins) > 1 else "one key" if self.pins else "no key"
+            log.info("key.announced", f"Clients are told of {told} from now on.", pins=pin_texts(self.pins))
+        if self.identity.fingerprint != before or self.pins == pins:
+            log.info(
+                "certificate.loaded",
+                f"Clients that connect from now on see the certificate in {self.identity.cert_path}, which is valid until "
+                f"{self.identity.until:%Y-%m-%d}{f', and are judged by the CAs in {self._client_ca}' if self._client_ca else ''}.",
+                path=str(self.identity.cert_path),
+                until=f"{self.identity.until:%Y-%m-%dT%H:%M:%SZ}",
+                fingerprint=self.identity.fingerprint.hex(),
+            )
         return True
 
     def _load(self) -> None:

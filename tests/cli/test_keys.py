@@ -32,7 +32,7 @@ def typed(relay: ServerState, capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 
 def pins(out: str) -> dict[str, bytes]:
-    rows = [re.fullmatch(r"(current|next) +(\S{43})  made \d{4}-\d\d-\d\d, valid until \d{4}-\d\d-\d\d", line) for line in out.splitlines()]  # fmt: skip
+    rows = [re.fullmatch(r"(current|next) +(\S{43})  valid from \d{4}-\d\d-\d\d until \d{4}-\d\d-\d\d", line) for line in out.splitlines()]  # fmt: skip
     assert all(rows)
     return {row[1]: parse_pin(row[2]) for row in rows if row}
 
