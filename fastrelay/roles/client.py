@@ -53,7 +53,7 @@ class Client(Uplink):
         self._complaints.close()
 
     def _stands(self, session: Session) -> None:
-        session.on_refused = self._refused
+        session.on_refused = self._turned_away
         self._asked = dict(enumerate(self.config.exposures, 1))
         self._served = {}
         for number, exposure in self._asked.items():
@@ -99,6 +99,12 @@ class Client(Uplink):
             self.runtime.reached("dials", str(exposure.target))
         make = Edge if asked is None else asked.make
         Dial(self.runtime, self._resolver, self._dials, link, stream, exposure.target, done, make)
+
+    def _turned_away(self, stream: Stream, request: wire.Open, code: Code) -> None:
+        """The session has refused a stream by itself."""
+        if code is Code.LIMIT:
+            self.runtime.reached("streams", f"the relay {self.config.relay.url}")
+        self._refused(stream, request, code)
 
     def _refused(self, stream: Stream, request: wire.Open, code: Code) -> None:
         log.note(

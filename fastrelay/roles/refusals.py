@@ -40,7 +40,9 @@ class Refusals:
         else:
             text = f"{value} connections{_of(source)} have not logged in yet, as many as may be: older ones are closed for new ones"
         more = f" ({count} more times)" if count else ""
-        log.warning("limit.reached", f"{text}{more}.", limit=limit, value=value, who=source, count=count or 1)
+        log.warning(
+            "limit.reached", f"{text}{more}.", limit=limit, value=value, who=source or "strangers", count=count or 1
+        )
 
 
 def _of(source: str) -> str:
