@@ -141,6 +141,8 @@ class Link(Outbox, asyncio.BufferedProtocol):
         if self.session is not None:
             self.session.lose()
         self.role.on_closed(self, self.error or exc)
+        # We are part of cycles, and the collector may be long in coming: the buffers of TLS, half a MiB after a flood, do not wait for it.
+        del self.transport
 
     # --- the session ---------------------------------------------------------------------------------------------------
 
@@ -258,7 +260,8 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self._transport_abort()
 
     def _transport_abort(self) -> None:
-        self.transport.abort()
+        if not self._gone:
+            self.transport.abort()
 
     def too_slow(self) -> None:
         """The time for the handshake is over."""

@@ -84,7 +84,7 @@ async def two_links(
     try:
         yield dialling, accepting
     finally:
-        links = [link for link in (dialling, accepting) if hasattr(link, "transport")]
+        links = [link for link in (dialling, accepting) if hasattr(link, "peer")]
         for link in links:
             link.abort(ConnectionAbortedError("the test is over"))
         await until(lambda: len(one.closed) + len(two.closed) == len(links), "the links have ended")
