@@ -130,6 +130,7 @@ class Limits:
     greetings_per_source: int = _limit(
         64, 1, 65_535, "strangers", Side.RELAY, "the oldest of the source is closed for a new one"
     )
+    max_client_hello: int = _limit(8192, 512, 16_384, "bytes", Side.RELAY, "the connection is closed")
     penalty_refused: float = _penalty(5)
     penalty_slow: float = _penalty(10)
     penalty_unfinished: float = _penalty(1)

@@ -20,6 +20,7 @@ class Limits:
 
     max_greetings: int = 1000
     greetings_per_source: int = 64
+    max_client_hello: int = 8192
     penalty_refused: int = 5
     penalty_slow: int = 10
     penalty_unfinished: int = 1

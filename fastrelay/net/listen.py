@@ -28,6 +28,9 @@ _VISITORS_PER_TURN = 8
 """Visitors that a door takes in one by one in a turn of the loop: others wait for their turn as well."""
 _COME_BACK = 0.1
 """Seconds until the next try when no descriptor was left."""
+_RECORD_HEAD = 5
+_HANDSHAKE = b"\x16"
+_CLIENT_HELLO = 1
 _LINES_PER_SOURCE = 10
 """Refusals of one source that get a line of their own in a period; the others are counted."""
 
@@ -179,7 +182,7 @@ class Porter(Protocol):
 class Knock(Stranger):
     """A connection to the tunnel port, until it is admitted or closed."""
 
-    __slots__ = ("address", "link", "reading", "sock", "stands", "timer")
+    __slots__ = ("address", "link", "lowat", "reading", "sock", "stands", "timer")
 
     timer: asyncio.TimerHandle
 
@@ -188,13 +191,14 @@ class Knock(Stranger):
         self.sock = sock
         self.address = address(who)
         self.link: Link | None = None
-        self.reading = False  # the loop tells when it speaks
+        self.reading = False  # the loop tells when there is more to read
+        self.lowat = 1  # that is so many bytes
         self.stands = False  # TLS included: from now on the link closes it
 
 
 class TunnelDoor:
-    """Where clients connect. Nothing is begun for a connection before it has said something and it is its turn (`net.gate`); the TLS
-    handshake runs before a protocol exists. Whoever made the door tells it when a link is admitted or has ended.
+    """Where clients connect. Nothing is begun for a connection before its ClientHello is there and it is its turn (`net.gate`): one in TLS
+    costs many times as much as one that waits. Whoever made the door tells it when a link is admitted or has ended.
     """
 
     def __init__(
@@ -287,30 +291,45 @@ class TunnelDoor:
         loop.call_later(_COME_BACK, again)
 
     def _hear(self, knock: Knock) -> None:
-        """See whether it has said something; what it said stays where it is."""
+        """See whether it has said enough to be greeted; what it said stays where it is."""
+        most = self.gate.limits.max_client_hello
+        error: Exception | None = None
         try:
-            said = knock.sock.recv(1, socket.MSG_PEEK)
+            said = knock.sock.recv(_RECORD_HEAD + most, socket.MSG_PEEK)
+            wanted = _client_hello(said, most) if self.context else 1
+            if len(said) >= wanted:
+                self._stop_reading(knock)
+                self.gate.speak(knock, time.monotonic())
+                self._next()
+                return
+            if said and not _hung_up(knock.sock):
+                self._read(knock, wanted)
+                return
         except BlockingIOError:
-            if not knock.reading:
-                knock.reading = True
-                self._runtime.loop.add_reader(knock.sock.fileno(), self._hear, knock)
+            self._read(knock, 1)
             return
-        except OSError as error:
-            self._send_away(knock)
-            self._over(knock, error, End.UNFINISHED)
-            return
-        if not said:
-            self._send_away(knock)
-            self._over(knock, None, End.UNFINISHED)
-            return
-        self._stop_reading(knock)
-        self.gate.speak(knock, time.monotonic())
-        self._next()
+        except (OSError, ProtocolError) as failure:
+            error = failure
+        self._send_away(knock)
+        self._over(knock, error, End.UNFINISHED)
+
+    def _read(self, knock: Knock, wanted: int) -> None:
+        """Be told when so much is there, not of every byte of it; or when it hangs up."""
+        if knock.lowat != wanted:
+            knock.lowat = wanted
+            knock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+        if not knock.reading:
+            knock.reading = True
+            self._runtime.loop.add_reader(knock.sock.fileno(), self._hear, knock)
 
     def _stop_reading(self, knock: Knock) -> None:
         if knock.reading:
             knock.reading = False
             self._runtime.loop.remove_reader(knock.sock.fileno())
+        if knock.lowat != 1:
+            knock.lowat = 1
+            with contextlib.suppress(OSError):
+                knock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _next(self) -> None:
         """Greet those whose turn it is."""
@@ -433,6 +452,23 @@ def _how(error: Exception | None) -> End:
         if error.code is Code.TIMEOUT:
             return End.SLOW
     return End.UNFINISHED
+
+
+def _client_hello(said: bytes, most: int) -> int:
+    """How many bytes must be there, when these are, for TLS to begin: a whole ClientHello (RFC 8446, 4.1.2 and 5.1), and of what is none, a byte.
+
+    Raises ProtocolError if it is in pieces or in a record above `most` bytes. TLS itself would take up to 128 KiB, and keep them three times.
+    """
+    if said[:1] != _HANDSHAKE:
+        return 1
+    if len(said) < _RECORD_HEAD + 4:
+        return _RECORD_HEAD + 4
+    record, kind, length = int.from_bytes(said[3:5]), said[5], int.from_bytes(said[6:9])
+    if kind != _CLIENT_HELLO:
+        return 1
+    if record > most or record < 4 + length:
+        raise ProtocolError(Code.FRAME_SIZE, f"its ClientHello is not one record of at most {most} bytes")
+    return _RECORD_HEAD + record
 
 
 def _hung_up(sock: socket.socket) -> bool:

@@ -21,7 +21,7 @@ from fastrelay.net import listen as listen_module
 from fastrelay.net import runtime as runtime_module
 from fastrelay.net.gate import Limits
 from fastrelay.net.link import Link, address
-from fastrelay.net.listen import TunnelDoor, VisitorDoor, listen
+from fastrelay.net.listen import Knock, TunnelDoor, VisitorDoor, _client_hello, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import client_context, load_identity, make_identity, server_context
 from tests.conftest import Run
@@ -248,6 +248,14 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     return server_context(load_identity(directory / "crt", directory / "key"))
 
 
+def client_hello() -> bytes:
+    """What a client says first in TLS."""
+    said = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        client_context(True).wrap_bio(ssl.MemoryBIO(), said, server_hostname="relay").do_handshake()
+    return said.read()
+
+
 class Told(NamedTuple):
     """One line that a door asked for."""
 
@@ -281,6 +289,11 @@ class TunnelBench:
     @property
     def here(self) -> int:
         return self.door.gate.here
+
+    @property
+    def penalty(self) -> float:
+        """Seconds that the address of all of us has."""
+        return self.door.gate._sources[LOCALHOST].penalty(time.monotonic())
 
     def knock(self) -> Local:
         sock = socket.create_connection((LOCALHOST, self.door.port), 5)
@@ -341,16 +354,83 @@ def test_who_does_not_speak_tls_is_refused_and_told_of(run: Run, context: ssl.SS
 def test_who_stalls_in_tls_is_dropped(run: Run, context: ssl.SSLContext) -> None:
     async def main() -> None:
         bench = TunnelBench(context, handshake_time=0.1)
-        stalled = [bench.knock() for _ in range(3)]
+        stalled = [bench.knock() for _ in range(4)]
         await stalled[1].send(b"\x16\x03\x01")
-        await until(lambda: len(bench.told) == 3, "all were told of", 3)
+        await stalled[2].send(client_hello()[:-1])
+        await stalled[3].send(client_hello())
+        await until(lambda: len(bench.told) == 4, "all were told of", 3)
         for local in stalled:
-            _, end = await local.to_end()
-            assert end in End
+            said, end = await local.to_end()
+            assert end in End and bool(said) is (local is stalled[3])
+        assert 9 < bench.penalty <= 10, "for the one that cost something"
         assert bench.here == 0
         await bench.close()
 
     run(main())
+
+
+def test_a_client_hello_in_pieces_is_waited_for(
+    run: Run, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is cut, it costs the loop a turn or two and not one for each byte."""
+
+    async def main() -> None:
+        bench = TunnelBench(context)
+        heard = 0
+        hear = bench.door._hear
+
+        def counted(knock: Knock) -> None:
+            nonlocal heard
+            heard += 1
+            hear(knock)
+
+        monkeypatch.setattr(bench.door, "_hear", counted)
+        local = bench.knock()
+        for byte in client_hello():
+            await local.send(bytes((byte,)))
+            await asyncio.sleep(0)
+        assert (await local.read(1)) == b"\x16"
+        assert heard <= 5
+        gone = bench.knock()
+        await gone.send(client_hello()[:-1])
+        await turns()
+        gone.eof()
+        assert await gone.to_end() == (b"", End.RESET)
+        await bench.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (b"", 1),
+        (b"GET / HTTP/1.1", 1),
+        (b"\x16", 9),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01", 9),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", 517),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xf0", 517),
+        (b"\x16\x03\x01\x02\x00\x02\x00\x01\xfc", 1),
+        (b"\x16\x03\x01\x20\x00\x01\x00\x1f\xfc", 8197),
+        (b"\x16\x03\x01\x20\x01\x01\x00\x1f\xfd", None),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfd", None),
+        (b"\x16\x03\x01\x00\x03\x01\x00\x00\x00", None),
+        (b"\x16\x03\x01\xff\xff\x01\xff\xff\xff", None),
+    ],
+)
+def test_how_much_a_client_hello_is(raw: bytes, wanted: int | None) -> None:
+    if wanted is None:
+        with pytest.raises(ProtocolError, match="at most 8192"):
+            _client_hello(raw, 8192)
+    else:
+        assert _client_hello(raw, 8192) == wanted
+
+
+def test_every_beginning_of_a_client_hello_is_too_little() -> None:
+    whole = client_hello()
+    assert _client_hello(whole, 8192) == len(whole)
+    for cut in range(1, len(whole)):
+        assert cut < _client_hello(whole[:cut], 8192) <= len(whole)
 
 
 def test_the_door_closes_while_somebody_stalls(run: Run, context: ssl.SSLContext) -> None:
@@ -392,7 +472,7 @@ def test_the_oldest_goes_for_a_new_one(run: Run, context: ssl.SSLContext) -> Non
         assert (await silent[0].to_end())[1] is End.RESET
         in_tls = [bench.knock() for _ in range(3)]
         for local in in_tls:
-            await local.send(b"\x16\x03\x01")
+            await local.send(client_hello())
         await in_tls[0].to_end()
         through = [await bench.tls() for _ in range(3)]
         assert await through[0][0].read() == b""
@@ -461,7 +541,7 @@ def test_time_is_up_in_the_lane(run: Run) -> None:
             await local.to_end()
         await turns()
         assert len(bench.guests.here) == 1 and bench.here == 0
-        assert bench.door.gate._sources[LOCALHOST].penalty(time.monotonic()) <= 10, "only for the one that was greeted"
+        assert bench.penalty <= 10, "only for the one that was greeted"
         await bench.close()
 
     run(main())
