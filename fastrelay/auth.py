@@ -133,6 +133,10 @@ class Verifier(msgspec.Struct, frozen=True):
         return f"{type(self).__name__}({self.key_id})"
 
 
+_NOBODY: Final = Verifier("nobody--", bytes(KEY_SIZE), bytes(KEY_SIZE))
+"""Is looked at where there is no verifier; its keys are not used."""
+
+
 def _damaged(why: str) -> str:
     return f"The token is damaged, {why}: copy the whole of it again from `fastrelay token show` on the relay."
 
@@ -388,18 +392,17 @@ class RelayLogin:
 
     def _by_token(self, auth: wire.Auth) -> Verifier:
         t = transcript(self._hello_c, self._hello_s, auth.key_id, auth.name, auth.instance, self._binding)
-        # Made up for every key id, known or not, so that the time does not tell which ids exist.
+        # Made up for every key id, known or not, and looked at in the same way, so that the time does not tell which ids exist.
         stored = _hmac(self._seed, b"stored key " + auth.key_id.encode())
         server = _hmac(self._seed, b"server key " + auth.key_id.encode())
         verifier = self._find(auth.key_id)
-        if verifier is not None and verifier.by_certificate:
-            verifier = None
-        if verifier is not None:
-            stored, server = verifier.stored_key, verifier.server_key
+        kept = verifier or _NOBODY
+        usable = not kept.by_certificate and verifier is not None
+        stored, server = ((stored, server), (kept.stored_key, kept.server_key))[usable]
         key = _xor(_decode(auth.proof) or bytes(KEY_SIZE), _hmac(stored, t))
         proof = relay_proof(server, t)
         proved = hmac.compare_digest(sha256(key).digest(), stored)
-        if not proved or verifier is None:
+        if not (proved and usable) or verifier is None:
             raise ProtocolError(Code.UNAUTHORIZED, _REFUSED)
         # Only who has the token learns that it needs a certificate.
         if verifier.cert and not hmac.compare_digest(verifier.cert, self._shown or b""):
