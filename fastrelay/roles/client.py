@@ -170,7 +170,7 @@ def _refusal(exposure: Exposure, answer: wire.Exposed) -> str:
         return wire.text(answer.text.encode())
     if exposure.visitors is not None and answer.visitors != len(exposure.visitors):
         return (
-            "it does not confirm that only the visitors of --visitors may come, so it is older than this client; upgrade the relay, "
-            "or leave --visitors out and let everybody come"
+            "it has not confirmed that it keeps others than --visitors out, so it must be older than this client; upgrade the relay, or "
+            "leave --visitors out and let everybody in"
         )
     return ""
