@@ -37,6 +37,9 @@ def test_days(tmp_path: Path, long: int, monkeypatch: pytest.MonkeyPatch) -> Non
         start = loop.time()
         try:
             await world.live(hours)
+        except BaseException:
+            print(f"hour {world.counts['hours']}, {loop.time() - start:.1f} s, {dict(world.counts)}")
+            raise
         finally:
             log.LOGGER.removeHandler(world)
             log.LOGGER.setLevel(logging.NOTSET)

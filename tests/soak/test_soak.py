@@ -45,7 +45,7 @@ def test_too_little_is_no_verdict() -> None:
 def test_soak_for_a_moment(tmp_path: Path) -> None:
     ss = need.socket_kill()
     said: list[str] = []
-    soak = Soak(tmp_path, BEST, seconds=12, rate=60, kills=3, restarts=2, rests=4, seed=1, ss=ss, say=said.append)
+    soak = Soak(tmp_path, BEST, seconds=12, rate=200, kills=3, restarts=2, rests=4, seed=1, ss=ss, say=said.append)
     faults = asyncio.run(soak.run())
     print("", *said, sep="\n")
     assert not faults

@@ -1,30 +1,34 @@
 """Virtual time: a loop on which nobody waits, so that days of a relay's life pass in seconds.
 
 The clock stands while anything is ready, and jumps to the next timer when nothing is. `time.monotonic`, `time.time` and CLOCK_BOOTTIME follow
-it. Sockets are real: what is on its way between two of them takes real time, so the clock may not run faster than SPEED times the real one
-while nothing is heard. A kernel that takes a millisecond longer than usual with a byte then looks like a slow path and not like a dead one.
+it. Sockets are real, and what is on its way between two of them takes real time: before a jump every TCP socket that the loop knows is asked
+whether its peer has acknowledged what was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import selectors
+import socket
+import termios
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 T = TypeVar("T")
+_Socket = socket.SocketType  # the bare type: made of a descriptor without a system call
 
-SPEED = 20_000.0
-"""Virtual seconds that may pass without a sign of life for each real one. Silence that is judged after 45 s has lasted 2 ms and, as every jump
-on the way waits for its own share, mostly more.
-"""
 _LONG = 0.02
-"""Real seconds after which nothing is on its way any more."""
+"""Real seconds after which what is on its way has arrived, or waits for something that only a jump can bring."""
 _TURN = 1e-6
 """Seconds that a turn of the loop takes, so that what comes later is later."""
+_NONE = bytes(4)
 _STUCK = 10.0
 """Real seconds in which a thread must be done."""
 
@@ -66,24 +70,46 @@ class Clock:
 
 
 class _Selector(selectors.SelectSelector):
-    """select(), for it waits in microseconds. Where it would wait, time jumps."""
+    """Where it would wait, time jumps."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
-        self._heard = clock.now  # when something was ready last
+        self._tcp: dict[int, _Socket] = {}
         self.threads = 0  # that will say something in real time
         self.jumps = 0
 
+    def register(self, fileobj: int | HasFileno, events: int, data: Any = None) -> selectors.SelectorKey:
+        key = super().register(fileobj, events, data)
+        try:
+            sock = _Socket(socket.AF_INET, socket.SOCK_STREAM, 0, key.fd)
+        except OSError:
+            return key
+        protocol, listens = (
+            sock.getsockopt(socket.SOL_SOCKET, what) for what in (socket.SO_PROTOCOL, socket.SO_ACCEPTCONN)
+        )
+        if protocol == socket.IPPROTO_TCP and not listens:
+            self._tcp[key.fd] = sock
+        else:
+            sock.detach()
+        return key
+
+    def unregister(self, fileobj: int | HasFileno) -> selectors.SelectorKey:
+        key = super().unregister(fileobj)
+        if key.fd in self._tcp:
+            self._tcp.pop(key.fd).detach()
+        return key
+
+    def close(self) -> None:
+        for sock in self._tcp.values():
+            sock.detach()
+        self._tcp.clear()
+        super().close()
+
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        clock = self._clock
-        clock.now += _TURN
+        self._clock.now += _TURN
         ready = super().select(0)
-        if not ready and timeout != 0:
-            ready = self._wait(timeout)
-        if ready:
-            self._heard = clock.now
-        return ready
+        return self._wait(timeout) if not ready and timeout != 0 else ready
 
     def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         clock = self._clock
@@ -91,12 +117,20 @@ class _Selector(selectors.SelectSelector):
             ready = super().select(_STUCK)
             assert ready, f"nothing has happened for {_STUCK:g} s, and nothing will"
             return ready
-        due = clock.now + timeout
-        ready = super().select(min((due - self._heard) / SPEED, _LONG))
+        ready = super().select(_LONG) if self._on_the_way() else []
         if not ready:
-            clock.now = due
+            clock.now += timeout
             self.jumps += 1
         return ready
+
+    def _on_the_way(self) -> bool:
+        """Whether a connection is being made, or bytes have left that nobody has yet."""
+        for sock in self._tcp.values():
+            sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1
+            )  # what has come is acknowledged now, not 40 ms later
+        connecting = any(key.events & selectors.EVENT_WRITE for key in self.get_map().values())
+        return connecting or any(fcntl.ioctl(fd, termios.TIOCOUTQ, _NONE) != _NONE for fd in self._tcp)
 
 
 class Loop(asyncio.SelectorEventLoop):
