@@ -24,7 +24,9 @@ def test_help_loads_no_loop_and_no_tls() -> None:
 
 def test_a_client_does_not_load_the_relay() -> None:
     modules = loaded_by("import fastrelay.app, fastrelay.roles.client")
-    assert not modules & (HEAVY | {"fastrelay.roles.server", "fastrelay.roles.registry", "fastrelay.net.listen"})
+    assert not modules & (
+        HEAVY | {"fastrelay.roles.server", "fastrelay.roles.registry", "fastrelay.net.listen", "fastrelay.net.door"}
+    )
 
 
 def test_a_relay_does_not_load_the_client() -> None:

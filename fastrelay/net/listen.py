@@ -1,4 +1,4 @@
-"""Listening sockets: for visitors, paused when descriptors run out, and for tunnels, where TLS begins before anything else is said."""
+"""Listening sockets, and the door for tunnels, where TLS begins before anything else is said."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from fastrelay.net.runtime import Runtime
 from fastrelay.net.tally import PERIOD, Tally
 from fastrelay.wire import GOODBYE_TIME
 
-BACKLOG = 4096
-"""With the usual 100, a stall of 0.4 s loses two thirds of 1,000 visitors."""
+BACKLOG = 65_535
+"""As much as the system allows (net.core.somaxconn, usually 4096): with the usual 100, a stall of 0.4 s loses two thirds of 1,000 visitors."""
 _ACCEPTS_PER_TURN = 8
 """Fewer than a source may have: a crowd must not push out in one turn those who were about to get through."""
-_VISITORS_PER_TURN = 8
-"""Visitors that a door takes in one by one in a turn of the loop: others wait for their turn as well."""
 _COME_BACK = 0.1
 """Seconds until the next try when no descriptor was left."""
 _RECORD_HEAD = 5
@@ -58,112 +56,6 @@ def listen(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-class VisitorDoor:
-    """A public port. While there is no room nothing is accepted and nothing is lost: visitors wait in the backlog of the socket.
-
-    uvloop accepts by itself at half the cost, but where descriptors run out it closes those whom it cannot accept: so while they are
-    scarce they are taken in one by one, as always on asyncio's own loop, which would accept too many at once.
-    """
-
-    def __init__(self, runtime: Runtime, sock: socket.socket, make: Callable[[], asyncio.BaseProtocol]) -> None:
-        self._runtime = runtime
-        self._sock = sock
-        self._make = make
-        self._quick = not isinstance(runtime.loop, asyncio.SelectorEventLoop)
-        self._wanted = False
-        self._reading = False  # they are taken in one by one
-        self._serving = False  # the loop accepts by itself
-        self._server: asyncio.Server | None = None
-        self._changing = False
-
-    @property
-    def port(self) -> int:
-        return int(self._sock.getsockname()[1])
-
-    def open(self) -> None:
-        self._wanted = True
-        self._runtime.doors.add(self)
-        self._runtime.keep_looking()
-        self.adapt()
-
-    def pause(self) -> None:
-        self._wanted = False
-        self._runtime.doors.discard(self)
-        self.adapt()
-
-    def close(self) -> None:
-        self.pause()
-        self._sock.close()
-
-    def adapt(self) -> None:
-        runtime = self._runtime
-        opened = self._wanted and not runtime.full
-        self._serve(opened and self._quick and not runtime.scarce)
-        reading = opened and not self._serving
-        if reading is not self._reading:
-            self._reading = reading
-            if reading:
-                runtime.loop.add_reader(self._sock.fileno(), self._accept)
-            else:
-                runtime.loop.remove_reader(self._sock.fileno())
-
-    # --- one by one ----------------------------------------------------------------------------------------------------
-
-    def _accept(self) -> None:
-        runtime = self._runtime
-        for _ in range(_VISITORS_PER_TURN):
-            if runtime.full:
-                return
-            try:
-                sock, _ = self._sock.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError:
-                runtime.starve()
-                return
-            sock.setblocking(False)
-            runtime.spawn(runtime.loop.create_task(self._join(sock)))
-            if sock.fileno() >= runtime.scarce_at:
-                runtime.look()
-
-    async def _join(self, sock: socket.socket) -> None:
-        visitor = self._make()
-        try:
-            await self._runtime.loop.connect_accepted_socket(lambda: visitor, sock)
-        except BaseException as error:
-            sock.close()
-            visitor.connection_lost(None)  # uvloop's transport, cancelled here, ends without a word
-            if not isinstance(error, OSError):
-                raise
-
-    # --- by the loop ---------------------------------------------------------------------------------------------------
-
-    def _serve(self, serving: bool) -> None:
-        if serving is self._serving:
-            return
-        self._serving = serving
-        if not serving and self._server is not None:
-            self._server.close()
-            self._server = None
-        if serving and not self._changing:
-            self._changing = True
-            self._runtime.spawn(self._runtime.loop.create_task(self._start()))
-
-    async def _start(self) -> None:
-        while self._serving:
-            try:
-                # The loop serves a dup() of the socket, so that closing its server leaves ours listening.
-                self._server = await self._runtime.loop.create_server(
-                    self._make, sock=self._sock.dup(), backlog=BACKLOG, start_serving=False
-                )
-                break
-            except OSError:  # no descriptor was left: come back in a moment
-                await asyncio.sleep(_COME_BACK)
-        self._changing = False
-        if self._server is not None:
-            await self._server.start_serving()
 
 
 class Porter(Protocol):

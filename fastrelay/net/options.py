@@ -17,6 +17,8 @@ LINGER_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing the socket, by the death of its process too, sends RST."""
 LINGER_OFF = struct.pack("ii", 0, 0)
 
+_BACKLOG = struct.Struct("=24xI")
+"""tcpi_unacked in Linux' struct tcp_info, which is the length of the backlog where a socket listens."""
 _OUT_OF_ORDER = struct.Struct("=224xI")
 """tcpi_rcv_ooopack in Linux' struct tcp_info."""
 
@@ -41,6 +43,12 @@ def disorder(fd: int) -> int:
     if info is None or len(info) < _OUT_OF_ORDER.size:
         return 0  # not Linux, or older than 5.5
     return int(_OUT_OF_ORDER.unpack(info)[0])
+
+
+def queued(fd: int) -> int:
+    """How many connections wait in the backlog of a listening socket; 0 where the system does not say."""
+    info = _lend(fd, lambda sock: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG.size))
+    return 0 if info is None or len(info) < _BACKLOG.size else int(_BACKLOG.unpack(info)[0])
 
 
 def linger(fd: int, option: bytes) -> None:

@@ -48,6 +48,7 @@ class Runtime:
         self.edge_slab = _slab(HEADER_SIZE + MAX_DATA)
         self.floor_view = self.edge_slab[HEADER_SIZE : HEADER_SIZE + WINDOW_FLOOR]
         self.edges = 0
+        self.coming = 0  # connections that a door has taken off its backlog, and that are no edges yet
         self.full = False  # there is no room for another one
         self.scarce = False  # there soon will be none
         self.doors: set[Door] = set()
@@ -99,7 +100,7 @@ class Runtime:
             self._set_files(most)
         free = files.lowest_free(self.watch.fileno())
         self._no_files = free >= self.top or self.loop.time() < self._starved
-        full = self._no_files or self.edges >= self.budget
+        full = self._no_files or self.edges + self.coming >= self.budget
         scarce = full or free >= self.scarce_at
         changed = (full, scarce) != (self.full, self.scarce)
         came = full and not self.full

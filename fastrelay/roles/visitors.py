@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from fastrelay import log
 from fastrelay.mux.stream import NOTHING, Stream
+from fastrelay.net.door import VisitorDoor
 from fastrelay.net.edge import Edge
 from fastrelay.net.link import address
-from fastrelay.net.listen import VisitorDoor
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import TellingEdge
 from fastrelay.networks import Networks

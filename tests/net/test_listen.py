@@ -17,11 +17,13 @@ import pytest
 from fastrelay import wire
 from fastrelay.errors import Code, ProtocolError
 from fastrelay.limits import Limits as RuntimeLimits
+from fastrelay.net import door as door_module
 from fastrelay.net import listen as listen_module
 from fastrelay.net import runtime as runtime_module
+from fastrelay.net.door import VisitorDoor
 from fastrelay.net.gate import Limits
 from fastrelay.net.link import Link, address
-from fastrelay.net.listen import Knock, TunnelDoor, VisitorDoor, _client_hello, listen
+from fastrelay.net.listen import Knock, TunnelDoor, _client_hello, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import client_context, load_identity, make_identity, server_context
 from tests.conftest import Run
@@ -169,6 +171,71 @@ def test_a_pause_loses_nobody(run: Run) -> None:
     run(main())
 
 
+def test_a_storm_is_taken_off_the_backlog(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many at once are taken in faster than they are served; afterwards the loop accepts by itself again."""
+    monkeypatch.setattr(door_module, "_STORM", 20)
+    monkeypatch.setattr(door_module, "_CALM", 0.05)
+    monkeypatch.setattr(door_module, "_JOINED_PER_TURN", 4)
+
+    async def main() -> None:
+        runtime = Runtime()
+        guests = Guests()
+        door = VisitorDoor(runtime, listen(LOCALHOST, 0), guests.make)
+        quick = door._quick
+        door.open()
+        await turns()
+        assert door._serving is quick
+        outside = visitors(door.port, 100)
+        most = 0
+        while len(guests.here) < 100:
+            most = max(most, len(door._taken))
+            await asyncio.sleep(0)
+        assert most > 20, "they wait here and not in the backlog"
+        await guests.all_in(outside)
+        await until(lambda: door._serving is quick and not runtime.coming, "it is over", 1)
+        outside += visitors(door.port, 5)
+        await guests.all_in(outside)
+        door.close()
+        await guests.leave()
+        for sock in outside:
+            sock.close()
+        await runtime.close()
+
+    run(main())
+
+
+def test_a_door_closes_in_a_storm(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_module, "_JOINED_PER_TURN", 1)
+
+    async def main() -> None:
+        runtime = Runtime()
+        guests = Guests()
+        door = VisitorDoor(runtime, listen(LOCALHOST, 0), guests.make)
+        door._quick = False
+        outside = visitors(door.port, 20)
+        door.open()
+        while not door._taken:
+            await asyncio.sleep(0)
+        door.close()
+        await turns(5)
+        assert not runtime.coming and not door._taken
+        assert 0 < len(guests.here) < 20
+        ends = []
+        for sock in outside:
+            sock.setblocking(False)
+            try:
+                sock.recv(1)
+            except OSError as error:
+                ends.append(type(error))
+            sock.close()
+        assert ends.count(BlockingIOError) == len(guests.here)
+        assert ends.count(ConnectionResetError) == 20 - len(guests.here)
+        await guests.leave()
+        await runtime.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("moves", ["oc", "opc", "opoc", "opopoc", "c", "oppoopc", "o.p.o.c", "op.oc", "o.c"])
 def test_any_order_of_open_pause_and_close(run: Run, moves: str) -> None:
     """In one turn or in several; at the end nothing listens and no task has failed."""
@@ -222,7 +289,7 @@ def test_a_door_opens_when_there_are_descriptors_again(run: Run, monkeypatch: py
 
             return tried
 
-        monkeypatch.setattr(listen_module, "_COME_BACK", 0.01)
+        monkeypatch.setattr(door_module, "_COME_BACK", 0.01)
         monkeypatch.setattr(runtime_module, "_LOOK_OFTEN", 0.01)
         monkeypatch.setattr(socket.socket, "dup", scarce(socket.socket.dup))
         monkeypatch.setattr(socket.socket, "accept", scarce(socket.socket.accept))

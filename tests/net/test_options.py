@@ -192,3 +192,14 @@ def test_so_are_options_that_python_does_not_know(
     unpace(sock, ("127.0.0.1", 80))
     assert disorder(sock.fileno()) == 0
     options._paced.cache_clear()
+
+
+def test_how_many_wait_in_the_backlog() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=10) as listener:
+        waiting = [socket.create_connection(listener.getsockname()) for _ in range(3)]
+        assert options.queued(listener.fileno()) == 3
+        listener.accept()[0].close()
+        assert options.queued(listener.fileno()) == 2
+        for sock in waiting:
+            sock.close()
+    assert options.queued(0) == 0, "no socket"
