@@ -34,13 +34,14 @@ class AuditLog(logging.Handler):
     """Takes every event, notes too, from `open` to `close`; as a context manager it closes itself."""
 
     def __init__(self, path: Path, fd: int) -> None:
-        super().__init__(log.NOTE)
+        super().__init__()
         self.setFormatter(log.JsonLines())
         self.path = path
         self.failures = 0
         self._fd = fd
         self._cut = _is_cut(fd)  # the file ends in half a line
-        self._queue: list[bytes] = []
+        self._lock = threading.Lock()
+        self._queue: list[str] = []
         self._dropped = 0  # events that the queue had no room for, and the file does not know of yet
         self._wake = threading.Event()
         self._ending = threading.Event()
@@ -63,7 +64,7 @@ class AuditLog(logging.Handler):
                 "can write and nobody else can read."
             ) from None
         logging.getLogger().addHandler(handler)
-        log.LOGGER.setLevel(log.NOTE)
+        log.audit(handler.hear)
         handler._thread.start()
         return handler
 
@@ -75,7 +76,7 @@ class AuditLog(logging.Handler):
     def close(self) -> None:
         """Write what waits, if the disk takes it within 5 s. May be called again."""
         logging.getLogger().removeHandler(self)
-        log.LOGGER.setLevel(logging.NOTSET)
+        log.audit(None)
         if not self._ending.is_set():
             self._ending.set()
             self._wake.set()
@@ -94,18 +95,26 @@ class AuditLog(logging.Handler):
     # --- who logs ------------------------------------------------------------------------------------------------------
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called with the handler's lock held, from any thread."""
+        """What goes to the console."""
         try:
-            line = self.format(record).encode("ascii") + b"\n"
+            self._put(self.format(record))
         except Exception:  # the form of all handlers: logging decides who is told
             self.handleError(record)
-            return
-        if len(self._queue) >= QUEUE:
-            self._dropped += 1
-            return
-        self._queue.append(line)
-        if len(self._queue) == 1:
-            self._wake.set()
+
+    def hear(self, event: str, text: str, fields: dict[str, object]) -> None:
+        """What does not."""
+        self._put(log.line(time.time(), "note", event, text, fields))
+
+    def _put(self, line: str) -> None:
+        """From any thread."""
+        with self._lock:
+            queue = self._queue
+            if len(queue) >= QUEUE:
+                self._dropped += 1
+                return
+            queue.append(line)
+            if len(queue) == 1:
+                self._wake.set()
 
     # --- the thread ----------------------------------------------------------------------------------------------------
 
@@ -119,18 +128,15 @@ class AuditLog(logging.Handler):
 
     def _take(self) -> tuple[bytes, int]:
         """All that waits; and how many events were dropped, which is then the last line of it."""
-        self.acquire()
-        try:
+        with self._lock:
             self._wake.clear()
             lines, self._queue = self._queue, []
             dropped, self._dropped = self._dropped, 0
-        finally:
-            self.release()
         if dropped:
             text = f"{dropped} events are missing here, because the audit log could not be written."
-            lost = log.record(logging.WARNING, "audit.dropped", text, events=dropped)
-            lines.append(self.format(lost).encode("ascii") + b"\n")
-        return b"".join(lines), dropped
+            lines.append(self.format(log.record(logging.WARNING, "audit.dropped", text, events=dropped)))
+        lines.append("")  # so that the last one ends as the others do
+        return "\n".join(lines).encode("ascii"), dropped
 
     def _write(self, data: bytes, dropped: int) -> None:
         """Returns when the disk has taken all of it, or when it does not and the process ends."""

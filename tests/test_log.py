@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import errno
+import json
 import logging
 import re
 import ssl
@@ -11,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastrelay
 from fastrelay import log
@@ -123,31 +127,44 @@ def test_readme_lists_every_event() -> None:
 
 
 def test_an_event_is_a_record_with_its_level_name_and_fields(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(log.NOTE, "fastrelay"):
-        log.note("one.event", "100 % of %s", port=1)
-        log.info("two.event", "b", nothing=None)
-        log.warning("three.event", "c")
-        log.error("four.event", "d", port=2)
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        log.info("one.event", "100 % of %s", port=1, nothing=None)
+        log.warning("two.event", "b")
+        log.error("three.event", "c", port=2)
     assert [(r.levelname, vars(r)["event"], r.getMessage(), vars(r)["fields"]) for r in caplog.records] == [
-        ("NOTE", "one.event", "100 % of %s", {"port": 1}),
-        ("INFO", "two.event", "b", {}),
-        ("WARNING", "three.event", "c", {}),
-        ("ERROR", "four.event", "d", {"port": 2}),
+        ("INFO", "one.event", "100 % of %s", {"port": 1}),
+        ("WARNING", "two.event", "b", {}),
+        ("ERROR", "three.event", "c", {"port": 2}),
     ]
 
 
-def test_what_nobody_hears_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[object] = []
-    monkeypatch.setattr(log, "record", lambda *_, **__: made.append(1))
-    monkeypatch.setattr(log.LOGGER, "handle", lambda _: None)
-    monkeypatch.setattr(log.LOGGER, "level", logging.INFO)
-    log.LOGGER.manager._clear_cache()  # type: ignore[attr-defined]
-    assert not log.audited()
-    log.note("one.event", "b")
-    assert not made
-    log.info("one.event", "b")
-    assert made
-    log.LOGGER.manager._clear_cache()  # type: ignore[attr-defined]
+def test_a_note_goes_to_who_audits_and_to_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[tuple[str, str, dict[str, object]]] = []
+    with caplog.at_level(1):
+        log.note("one.event", "nobody hears this")
+        assert not log.audited()
+        log.audit(lambda *what: heard.append(what))
+        assert log.audited()
+        log.note("two.event", "100 % of %s", port=1)
+        log.audit(None)
+        assert not log.audited()
+        log.note("three.event", "nor this")
+    assert heard == [("two.event", "100 % of %s", {"port": 1})] and not caplog.records
+
+
+@given(st.floats(0, 1e10))
+def test_a_time_is_that_of_the_event(when: float) -> None:
+    told = json.loads(log.line(when, "note", "one.event", "It happened.", {}))["ts"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told)
+    assert abs(datetime.datetime.fromisoformat(told).timestamp() - when) < 0.002
+
+
+@settings(max_examples=40)
+@given(st.text(st.characters()), st.dictionaries(st.text(), st.text(st.characters()) | st.integers() | st.binary()))
+def test_any_event_is_one_line_of_printable_ascii(text: str, fields: dict[str, object]) -> None:
+    made = log.line(0.0, "note", "one.event", text, fields)
+    assert made.isascii() and made.isprintable()
+    assert json.loads(made).get("text") == fields.get("text", text)
 
 
 # --- causes -------------------------------------------------------------------------------------------------------------------
