@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrelay.errors import UsageError
@@ -50,12 +50,14 @@ def _mapped(network: Network) -> bool:
     return network.version == 6 and network.subnet_of(ipaddress.IPv6Network("::ffff:0:0/96"))
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(st.lists(some_networks(), min_size=1, max_size=5), st.ip_addresses(v=4))
 def test_an_ipv4_visitor_is_the_same_in_ipv6_form(listed: list[Network], address: ipaddress.IPv4Address) -> None:
     made = read(map(str, listed))
     assert (f"::ffff:{address}" in made) is (str(address) in made)
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(some_networks().filter(lambda network: network.version == 4))
 def test_a_network_is_the_same_in_ipv6_form(network: Network) -> None:
     assert read([f"::ffff:{network.network_address}/{network.prefixlen + 96}"]) == read([str(network)])

@@ -67,7 +67,7 @@ def test_a_crowd_of_strangers_is_told_of_once_for_each_service(
 ) -> None:
     async def main() -> None:
         async with relay(tmp_path / "r") as bench:
-            bench.server.runtime.notices = Notices(asyncio.get_running_loop(), 0.5)
+            bench.server.runtime.notices = Notices(asyncio.get_running_loop(), 0.2)
             peer, _ = await bench.client()
             ports = [(await bench.expose(peer, number, visitors=("127.0.0.2/32",))).port for number in (1, 2)]
             for _ in range(20):
