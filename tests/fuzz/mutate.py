@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from fastrelay import wire
+from fastrelay.auth import pin_texts
 from fastrelay.errors import Code
 from fastrelay.wire import Kind
 from tests.support import pair
@@ -19,6 +20,8 @@ ZEROS = bytes(1 << 17)
 NUMBERS = (0, 1, 2, 255, 256, 16_383, 16_384, 65_535, 65_536, 262_144, 2**31, 2**32 - 1)
 OFFSETS = (*NUMBERS, 2**62 - 1, 2**62, 2**62 + 1, 2**63, 2**64 - 1)
 SIZES = (0, 1, 2, 7, 8, 9, 100, 4096, 16_384, 40_000)
+UNKNOWN = [kind for kind in range(wire.OPTIONAL, 0x100) if kind not in wire.SIZES]
+"""Optional kinds that nobody knows."""
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Peer:
         }
         if dialer:
             says[self._expose] = 1
+        else:
+            says[self._pins] = 1
         self._says, self._weights = list(says), list(says.values())
 
     def told(self, frames: list[pair.Frame]) -> None:
@@ -155,10 +160,16 @@ class Peer:
                 pair.ping(random.randbytes(8)),
                 pair.pong(random.randbytes(8)),
                 pair.pong(bytes(8)),
-                wire.frame(random.randint(0x80, 0xFF), random.randint(0, 3), random.randbytes(random.randint(0, 20))),
+                wire.frame(random.choice(UNKNOWN), random.randint(0, 3), random.randbytes(random.randint(0, 20))),
                 pair.goaway(Code.SHUTDOWN, "going") if random.random() < 0.02 else pair.ping(),
             )
         )
+
+    def _pins(self) -> bytes:
+        if self.random.random() < 0.8:  # as often as a session bears it
+            return self._data()
+        pins = [self.random.randbytes(32) for _ in range(self.random.randint(0, 2))]
+        return wire.frame(Kind.PINS, 0, wire.pack_json(wire.Pins(pins=pin_texts(pins))))
 
     def _expose(self) -> bytes:
         self.services += 1

@@ -5,6 +5,7 @@ and saved, and reads the same again.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import os
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from fastrelay.auth import KEY_SIZE, Token
+from fastrelay.auth import KEY_SIZE, MAX_PINS, Token
 from fastrelay.config import PortRange
 from fastrelay.errors import StartError
 from fastrelay.net.tls import load_identity, make_identity, server_context
@@ -36,6 +37,9 @@ RESERVATIONS = {
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # fsync costs nothing there
 SERVER_FILES = ("tokens.json", "reservations.json", "tokens.json", "reservations.json", "first-token", "seed")
 PEM = ("relay.crt", "relay.key")
+PINS = f"{hashlib.sha256(b'tls://h:1' + bytes([10]) + b'home').hexdigest()[:32]}.pins"
+CLIENT_FILES = ("instance", PINS)
+TOKEN = Token("k3yID_-0", bytes(KEY_SIZE), (b"0" * KEY_SIZE,))
 
 
 class Fuzz(Fuzzer):
@@ -59,15 +63,15 @@ class Fuzz(Fuzzer):
     def step(self) -> None:
         random = self.random
         self.count += 1
-        name = random.choice((*SERVER_FILES, *PEM, "instance"))
-        path = (self._client if name == "instance" else self._server) / name
+        name = random.choice((*SERVER_FILES, *PEM, *CLIENT_FILES))
+        path = (self._client if name in CLIENT_FILES else self._server) / name
         sound = self._sound[path]
         raw = random.choice(WAYS)(random, sound)
         self.mutated += raw != sound
         _put(path, raw)
         said = ""
         try:
-            self._use_client() if name == "instance" else self._use_identity() if name in PEM else self._use_server()
+            self._use_client() if name in CLIENT_FILES else self._use_identity() if name in PEM else self._use_server()
         except StartError as error:
             said = str(error)
         finally:
@@ -78,8 +82,14 @@ class Fuzz(Fuzzer):
 
     def _use_client(self) -> None:
         state = ClientState.open(self._client, "tls://h:1", "home")
-        assert state.instance.isascii() and state.instance
-        state.close()
+        try:
+            assert state.instance.isascii() and state.instance
+            pins = state.pins(TOKEN)
+            assert 1 <= len(pins) <= MAX_PINS and all(len(pin) == KEY_SIZE for pin in pins)
+            state.save_pins(TOKEN, pins)
+            assert state.pins(TOKEN) == pins, "what was saved reads otherwise"
+        finally:
+            state.close()
 
     def _use_identity(self) -> None:
         cert, key = (self._server / name for name in PEM)
@@ -124,7 +134,7 @@ class Fuzz(Fuzzer):
         assert standing(key, key, 0.0) is None
         store = TokenStore(self._server)
         with store.edit() as keys:
-            if random.random() < 0.1:
+            if random.random() < 0.1 and all(one.key_id != TOKEN.key_id for one in keys):
                 keys.append(Key.made(Token("k3yID_-0", bytes(32)), "added", FIRST_GRANT, NOW))
             expected = list(keys)
         assert store.all() == expected, "what was saved reads otherwise"
@@ -138,8 +148,14 @@ def sound() -> dict[str, bytes]:
         relay.save_reservations(RESERVATIONS)
         relay.close()
         make_identity(*relay.identity_paths)
-        ClientState.open(Path(home) / "client", "tls://h:1", "home").close()
-        names = (*(f"server/{name}" for name in (*SERVER_FILES, *PEM)), "client/instance")
+        with TokenStore(relay.path).edit() as keys:
+            keys.append(Key.made(Token("bound--0", bytes(32)), "bound", FIRST_GRANT, NOW, bytes(KEY_SIZE)))
+            keys.append(Key.for_certificate("certs--0", bytes(KEY_SIZE), "certs", FIRST_GRANT, NOW))
+        client = ClientState.open(Path(home) / "client", "tls://h:1", "home")
+        client.save_pins(TOKEN, (b"1" * KEY_SIZE, b"2" * KEY_SIZE))
+        assert client.pins_path.name == PINS
+        client.close()
+        names = (*(f"server/{name}" for name in (*SERVER_FILES, *PEM)), *(f"client/{name}" for name in CLIENT_FILES))
         return {name: (Path(home) / name).read_bytes() for name in names}
 
 
