@@ -314,11 +314,11 @@ class Uplink:
         if isinstance(error, ssl.SSLCertVerificationError):
             return (
                 f"The certificate of {url} is not trusted here ({error.verify_message}), so nothing was sent: use the token with a pin "
-                "that `fastrelay token show` prints on the relay."
+                "that `fastrelay token show` prints on the relay, or its pin with --pin."
             )
         if (
             self._unheard
-            and (error is None or isinstance(error, ConnectionError))
+            and (error is None or isinstance(error, (ConnectionError, ssl.SSLError)))
             and (suspicion := self._trust.suspicion())
         ):
             return f"{url} closed the connection without a word: {suspicion}."

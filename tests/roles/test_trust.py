@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import socket
+import ssl
 import stat
 import tempfile
 from collections.abc import AsyncIterator
@@ -23,7 +24,7 @@ from fastrelay.auth import Token, pin_texts
 from fastrelay.config import ClientConfig, Exposure, PortRange, Relay, ServerConfig, Target
 from fastrelay.errors import StartError
 from fastrelay.net import keys
-from fastrelay.net.tls import Identity, client_context, file_pin, load_identity, server_context
+from fastrelay.net.tls import Identity, client_context, file_pin, load_identity, make_identity, server_context
 from fastrelay.policy import FIRST_GRANT, Key
 from fastrelay.roles import keyring
 from fastrelay.roles.client import Client
@@ -336,6 +337,39 @@ def test_bad_certificates(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFix
             for old, new in zip(pair, good, strict=True):
                 shutil.copyfile(new, old)
             await guest.here()
+
+    run(main())
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_relay_that_says_in_tls_what_is_wrong(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, shown: bool
+) -> None:
+    """Ours cannot; others send an alert, which comes when the client holds its own handshake for done."""
+    authority = Authority(tmp_path)
+    pair = tmp_path / "other.crt", tmp_path / "other.key"
+    make_identity(*pair)
+    context = server_context(load_identity(*pair), authority.path)
+    context.verify_mode = ssl.CERT_REQUIRED
+    mine = shows(bad_ones(authority, tmp_path)["expired"][0]) if shown else {}
+
+    def answer(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock, contextlib.suppress(ssl.SSLError):
+            context.wrap_socket(sock, server_side=True).close()
+
+    async def main() -> None:
+        async with house(tmp_path) as relay:
+            with socket.create_server((LOCALHOST, 0)) as listener:
+                listener.settimeout(5)
+                answered = asyncio.ensure_future(asyncio.to_thread(answer, listener))
+                pins = (file_pin(pair[0]),)
+                guest = relay.guest(port=listener.getsockname()[1], pins=pins, **mine)
+                await until(lambda: said(caplog, "tunnel.retry"), "it is refused")
+                await answered
+                await guest.close()
+            told = said(caplog, "tunnel.retry")[0]
+            assert (str(tmp_path / "expired.crt") in told) is shown
 
     run(main())
 
