@@ -270,9 +270,12 @@ class Link(Outbox, asyncio.BufferedProtocol):
 
 
 def address(peer: object) -> str:
-    """`host:port` or `[host]:port` of a socket address; an IPv4 address in IPv6 form is shown as IPv4."""
+    """`host:port` or `[host]:port` of a socket address; an IPv4 address in IPv6 form is shown as IPv4.
+
+    None is that of a connection that was gone before it could be asked.
+    """
     if not isinstance(peer, tuple):
-        return "unix"
+        return "unknown" if peer is None else "unix"
     host, port = str(peer[0]), peer[1]
     host = host.removeprefix("::ffff:") if host.count(".") == 3 else host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

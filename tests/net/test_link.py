@@ -720,7 +720,7 @@ def test_socket_options_of_a_tunnel(run: Run) -> None:
         (("2001:db8::1", 80, 0, 0), "[2001:db8::1]:80"),
         (("::ffff:192.0.2.1", 80, 0, 0), "192.0.2.1:80"),
         ("", "unix"),
-        (None, "unix"),
+        (None, "unknown"),
     ],
 )
 def test_addresses(peer: object, text: str) -> None:

@@ -81,6 +81,29 @@ def test_a_crowd_of_strangers_is_told_of_once_for_each_service(
         run(main())
 
 
+def test_strangers_that_have_gone_before_they_are_asked(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench:
+            peer, _ = await bench.client()
+            port = (await bench.expose(peer, visitors=("127.0.0.2/32",))).port
+            for source in ("127.0.0.1", "127.0.0.2") * 10:
+                sock = socket.socket()
+                sock.setblocking(False)
+                sock.bind((source, 0))
+                sock.connect_ex((LOCALHOST, port))
+                Local(sock).reset()
+            assert await is_reset(bench, port)
+            await bench.visit(port, source="127.0.0.2")
+            opened = wire.unpack_open((await peer.frame(Kind.OPEN)).payload)
+            assert opened.visitor.startswith("127.0.0.2:"), "and nobody else"
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+    assert all(str(fields["visitor"]).startswith("127.0.0.1:") for fields in denied(caplog))
+
+
 @pytest.mark.parametrize(
     "listed",
     [
