@@ -283,17 +283,18 @@ EVIL = "\x1b]0;owned\x07\x1b[2Jnice\r\nfr1.fake\u202egnp.exe\x00\x9b31m"
 
 
 @pytest.mark.slow
-def test_words_for_a_terminal(tmp_path: Path) -> None:
+def test_words_for_a_terminal(tmp_path: Path, long: int) -> None:
     """Control characters in whatever a relay may say: they are replaced, or the message is refused."""
-    with Relay() as relay, Client(relay.url, relay.token.text(), tmp_path, expose=[f"{9}"]) as client:
-        for host in (EVIL, "a\nb", "\x1b[31m", "x\x7f", "\u2028"):
+    hosts = (EVIL, "a\nb", "\x1b[31m", "x\x7f", "\u2028")[
+        : None if long else 1
+    ]  # each doubles the wait for the next try
+    with Relay() as relay, Client(relay.url, relay.token.text(), tmp_path, expose=["9"]) as client:
+        for host in hosts:
             since = len(client.err)
             with relay.greet(relay.meet(40), host=host) as line:
                 line.to_end()
                 assert line.goaway is not None and line.goaway[1] == Code.PROTOCOL
             client.logs("printable", since=since)
-            if host == EVIL:
-                break  # each failure doubles the wait for the next try
         with relay.meet(40) as line:
             line.send(frames.frame(Kind.GOAWAY, 0, bytes(4) + b"\0\0\0\x05" + EVIL.encode()))
             line.to_end()
