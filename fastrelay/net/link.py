@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY = 0.1
 """Seconds between two looks at what the path does to packets."""
+_LONG_READ = 0.005
+"""Seconds for a MiB: what takes longer are small frames, with a byte of data each a hundred times as long as large ones."""
+_READ_TIME = 0.001
+"""Seconds that one read of small frames should take: all other tunnels wait meanwhile."""
+_LEAST_READ = 4096
 
 
 class Core(Protocol):
@@ -51,8 +56,8 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self.first_bytes = b""  # what the other side said first, for an explanation when it does not speak our protocol
         self.error: Exception | None = None  # why the tunnel ends, as soon as somebody knows
         self._core: Core
-        self._slab = runtime.tunnel_slab
-        self._short_slab = runtime.tunnel_slab[:SHARED_FRAME]
+        self._read_at_most(SHARED_FRAME)
+        self._long = 0.0  # the thread's time after the last read that was looked at, if that took long
         self._made = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._gone = False
@@ -105,24 +110,54 @@ class Link(Outbox, asyncio.BufferedProtocol):
             self.goodbye(error)
         finally:
             self._feeding = False
+        session = self.session
+        if session is not None and session.now >= self._look_at:
+            self._look(session, nbytes)
         if not self.blocked and not self._closing:
-            if self.session is not None:
-                now = self.session.now
-                if now >= self._look_at:
-                    self._look(now)
-                self.session.flush()
-                if self.session.pace.cap != self.read_size:
+            if session is not None:
+                session.flush()
+                if session.pace.cap != self.read_size:
                     self._set_read_size()
             if self._pending and not self._flush_due:
                 self._flush()
 
-    def _look(self, now: float) -> None:
-        """See whether packets were lost on the way here."""
-        self._look_at = now + _LOOK_EVERY
+    def _look(self, session: Session, size: int) -> None:
+        """See whether packets were lost on the way here, and what this read of `size` bytes has cost."""
+        now = session.now
+        took = time.monotonic() - now
+        self._look_at = now + took + _LOOK_EVERY
         packets = disorder(self._socket)
-        if packets != self._disorder and self.session is not None:
+        if packets != self._disorder:
             self._disorder = packets
-            self.session.pace.lost(now)
+            session.pace.lost(now)
+        full, most = len(self.runtime.tunnel_slab), len(self._slab)
+        if took <= max(_READ_TIME / 4, _LONG_READ * size / full):
+            self._long = 0.0
+            if size == most < full:
+                self._read_at_most(most * 2)
+                self._look_at = 0.0
+        elif size > _LEAST_READ and took > 2 * _READ_TIME:
+            # Perhaps others had the processor: two reads running must have taken long, the second one in this thread's time too.
+            now = time.thread_time()
+            cost = min(took, now - self._long)
+            if self._long and cost > max(2 * _READ_TIME, _LONG_READ * size / full):
+                self._read_at_most(int(size * _READ_TIME / cost))
+            self._long = now
+            self._look_at = 0.0
+        if len(self._slab) < SHARED_FRAME and size >= len(self._slab):
+            # There is more, and the loop would read on many times before it serves others.
+            self._look_at = 0.0
+            self.transport.pause_reading()
+            self.runtime.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._gone and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _read_at_most(self, size: int) -> None:
+        slab = self.runtime.tunnel_slab
+        self._slab = slab[: max(_LEAST_READ, size)]
+        self._short_slab = self._slab[:SHARED_FRAME]
 
     def eof_received(self) -> bool:
         return False

@@ -52,7 +52,7 @@ FLOODS = {
     "EXPOSE": Flood(lambda line, n: frames.expose(n + 2), 128, 1, "EXPOSE"),
     "EXPOSE of nonsense": Flood(lambda line, n: frames.expose(2, kind="udp", name="/"), 128, 1, "EXPOSE"),
     "EXPOSE of taken ports": Flood(lambda line, n: frames.expose(n + 2, port=1), 128, 1, "EXPOSE"),
-    "unknown frames": Flood(lambda line, n: frames.frame(0x80 + n % 128, n % 3, bytes(n % 9)), 1000, 100, "optional"),
+    "unknown frames": Flood(lambda line, n: frames.frame(0xC0 + n % 64, n % 3, bytes(n % 9)), 1000, 100, "optional"),
 }
 
 

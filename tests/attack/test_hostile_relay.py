@@ -203,7 +203,7 @@ FLOODS: dict[str, tuple[Callable[[int], bytes], int, int]] = {
     "PING": (lambda n: frames.ping(n.to_bytes(8, "big")), 20, 1),
     "WINDOW that raises nothing": (lambda n: frames.window(2, 0), 1000, 10),
     "empty DATA": (lambda n: frames.data(2, b""), 1000, 10),
-    "unknown optional frame": (lambda n: frames.frame(0x80 + n % 128, n % 3, bytes(n % 9)), 1000, 100),
+    "unknown optional frame": (lambda n: frames.frame(0xC0 + n % 64, n % 3, bytes(n % 9)), 1000, 100),
 }
 
 

@@ -20,7 +20,9 @@ from fastrelay import wire
 from fastrelay.errors import Code, FastrelayError, LimitError, PinError, ProtocolError, RefusedError
 from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.mux import pace
+from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
+from fastrelay.net import link as link_module
 from fastrelay.net import outbox
 from fastrelay.net.link import Core, Link, address
 from fastrelay.net.runtime import Runtime
@@ -549,6 +551,38 @@ def test_abort_cuts_short_an_end_in_order(run: Run) -> None:
             bench.link.abort(ConnectionAbortedError("now"))
             await until(lambda: bench.closed, "it has ended", 1)
             assert time.monotonic() - start < 0.5
+
+    run(main())
+
+
+def test_reads_of_small_frames_are_short(run: Run) -> None:
+    """What costs much for its bytes is read in small pieces, so that others have their turn; what is cheap in the largest ones."""
+
+    class Costly:
+        def __init__(self, session: Session) -> None:
+            self.session = session
+            self.sizes: list[int] = []
+            self.cost = 100e-9
+
+        def feed(self, chunk: memoryview, now: float) -> None:
+            self.session.now = now
+            self.sizes.append(len(chunk))
+            until = now + len(chunk) * self.cost
+            while time.monotonic() < until:
+                pass
+
+    async def main() -> None:
+        async with Bench() as bench:
+            core = bench.link._core = Costly(bench.session)
+            await bench.peer.send(bytes(2 << 20))
+            await until(lambda: sum(core.sizes) == 2 << 20, "all was read")
+            assert max(core.sizes) <= pace.SHARED_FRAME, "nothing is known of a new tunnel"
+            assert max(core.sizes[len(core.sizes) // 2 :]) <= 16_384
+            core.sizes, core.cost = [], 0.0
+            await asyncio.sleep(link_module._LOOK_EVERY)
+            await bench.peer.send(bytes(32 << 20))
+            await until(lambda: sum(core.sizes) == 32 << 20, "all was read")
+            assert max(core.sizes) > pace.SHARED_FRAME
 
     run(main())
 
