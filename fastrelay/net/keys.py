@@ -114,7 +114,7 @@ class Shown:
         self._identities: WeakKeyDictionary[ssl.SSLContext, Identity] = WeakKeyDictionary()
         self._loaded = self._seen = stamp(self._files)
         self._looks = 0
-        self._load()
+        self._take(*self._load())
 
     def of(self, context: ssl.SSLContext) -> Identity:
         """What was shown in a handshake with this context, which may be an earlier one."""
@@ -127,13 +127,18 @@ class Shown:
         self._seen = now
         if now == self._loaded or self._looks < _SOON:
             return False
-        self._loaded = now
         before, pins = self.identity.fingerprint, self.pins
         try:
-            self._load()
+            found, why = self._load(), ""
         except StartError as error:
-            log.error("certificate.not_loaded", f"The relay goes on with its former certificate. {error}")
+            found, why = None, str(error)
+        if stamp(self._files) != now:
+            return False  # what was read may be half of the former files and half of the next
+        self._loaded = now
+        if found is None:
+            log.error("certificate.not_loaded", f"The relay goes on with its former certificate. {why}")
             return False
+        self._take(*found)
         if self.pins != pins:
             told = "the key and the next one" if len(self.pins) > 1 else "one key" if self.pins else "no key"
             log.info("key.announced", f"Clients are told of {told} from now on.", pins=pin_texts(self.pins))
@@ -148,11 +153,13 @@ class Shown:
             )
         return True
 
-    def _load(self) -> None:
+    def _load(self) -> tuple[Identity, ssl.SSLContext, tuple[bytes, ...]]:
+        """Raises StartError."""
         identity = load_identity(*self._current)
-        context = server_context(identity, self._client_ca)
-        self.pins = known_by(identity, self._next)
-        self.identity, self.context = identity, context
+        return identity, server_context(identity, self._client_ca), known_by(identity, self._next)
+
+    def _take(self, identity: Identity, context: ssl.SSLContext, pins: tuple[bytes, ...]) -> None:
+        self.identity, self.context, self.pins = identity, context, pins
         self._identities[context] = identity
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import ssl
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from fastrelay.errors import StartError
 from fastrelay.net import keys
 from fastrelay.net.keys import Pair, Shown, known_by, next_pair, prepare, settle, switch
-from fastrelay.net.tls import load_identity, make_identity
+from fastrelay.net.tls import Identity, load_identity, make_identity, server_context
 
 
 @pytest.fixture
@@ -181,6 +182,33 @@ def test_files_between_two_steps_are_not_read(pair: Pair, caplog: pytest.LogCapt
     assert shown.look()
     assert shown.identity.pin == load_identity(*other).pin
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_files_that_change_while_they_are_read(
+    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Else a relay could know itself by one certificate and show the other, and send everybody away."""
+    shown = Shown(pair, own=False)
+    first, context = shown.identity, shown.context
+    make_identity(*pair)
+    assert not shown.look()
+
+    def change(identity: Identity, client_ca: Path | None) -> ssl.SSLContext:
+        monkeypatch.undo()
+        if when == "before":
+            make_identity(*pair)
+        made = server_context(identity, client_ca)
+        if when == "after":
+            pair[0].unlink()
+            make_identity(*pair)
+        return made
+
+    monkeypatch.setattr(keys, "server_context", change)
+    assert not shown.look()
+    assert (shown.identity, shown.context) == (first, context) and not caplog.records
+    assert looks(shown) == [False, True, False]
+    assert shown.identity.fingerprint == load_identity(*pair).fingerprint
 
 
 def test_a_given_certificate_has_no_next_one(pair: Pair) -> None:
