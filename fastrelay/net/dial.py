@@ -149,6 +149,8 @@ class Dial:
         except ConnectionRefusedError as failure:
             self._failed(Code.REFUSED, failure)
         except OSError as failure:
+            if failure.errno in (errno.EMFILE, errno.ENFILE):
+                self._runtime.starve()
             full = failure.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
             self._failed(Code.LIMIT if full else Code.UNREACHABLE, failure)
         except UnicodeError as failure:  # a name that cannot even be asked for
@@ -184,9 +186,11 @@ class Dial:
 
     async def _connect_to(self, address: Address, deadline: float) -> Edge:
         loop = self._runtime.loop
-        if self._runtime.full:  # it was not when the stream was opened
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if sock.fileno() >= self._runtime.top:  # there was room when the stream was opened
+            sock.close()
+            self._runtime.look()
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
         edge = self._make(self._runtime, sock)
         try:
             if address[0] != socket.AF_UNIX:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fastrelay.limits import Limits
-from fastrelay.wire import MAX_DATA, PROCESS_POOL, WINDOW_FLOOR
+from fastrelay.wire import MAX_DATA, PROCESS_POOL, TUNNEL_POOL, WINDOW_FLOOR
 
 QUEUE: Final = 2 * WINDOW_FLOOR
 """What waits for a connection at most, beside what its window has borrowed: a floor in one direction, a read in the other."""
@@ -57,10 +57,13 @@ class Bound(NamedTuple):
 
     def of(self, clients: int, visitors: int) -> int:
         """With so many at a time."""
-        return self.base + clients * self.client + visitors * self.visitor + self.windows
+        windows = min(self.windows, clients * TUNNEL_POOL)
+        return self.base + clients * self.client + visitors * self.visitor + windows
 
     def __str__(self) -> str:
         text = f"at most {_mib(self.base)} + {_mib(self.client)} a client + {self.visitor >> 10} KiB a visitor + {_mib(self.windows)} of windows"
+        if self.windows > TUNNEL_POOL:
+            text += f" ({_mib(TUNNEL_POOL)} a client)"
         return text if self.visitors >= 1 << 20 else f"{text}; {self.visitors} visitors at a time"
 
 

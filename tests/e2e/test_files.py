@@ -11,8 +11,8 @@ import pytest
 
 from tests.e2e.conftest import TWICE
 from tests.support.crowd import Crowd, cpu
-from tests.support.peers import ask, connect
-from tests.support.processes import Echo, Process, Relay, Way
+from tests.support.peers import ask, connect, until
+from tests.support.processes import Client, Echo, Process, Relay, Server, Way, spec
 
 CPU = 0.05
 """The most that a relay may use of a core while it is full."""
@@ -66,7 +66,8 @@ def lines(process: Process, limit: str) -> int:
     return sum('"limit.reached"' in line and f'"{limit}"' in line for line in process.err)
 
 
-@pytest.mark.parametrize("way", [TWICE[0], pytest.param(TWICE[1], marks=pytest.mark.slow)], ids=repr)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", TWICE, ids=repr)
 def test_more_visitors_than_descriptors(tmp_path: Path, greeter: Echo, echo: Echo, way: Way, long: int) -> None:
     number, seconds = (1000 * long, 3.0) if long else (400, 0.5)
     start = time.monotonic()
@@ -102,8 +103,7 @@ def test_more_visitors_than_descriptors(tmp_path: Path, greeter: Echo, echo: Ech
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["thief", "prlimit"])
-@pytest.mark.parametrize("way", TWICE, ids=repr)
+@pytest.mark.parametrize(("way", "how"), [(TWICE[0], "thief"), (TWICE[0], "prlimit"), (TWICE[1], "thief")])
 def test_descriptors_are_taken_away(
     tmp_path: Path, greeter: Echo, echo: Echo, way: Way, how: str, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,3 +144,26 @@ def test_descriptors_are_taken_away(
             ask(early, b"after")
             assert lines(relay.server, "files") <= 2
     print(f"\n{way}, {how}: CPU {share:.1%} while full, visitors in {took * 1e3:.0f} ms after there was room")
+
+
+@pytest.mark.slow
+def test_a_client_without_descriptors_resets_new_visitors(tmp_path: Path, greeter: Echo) -> None:
+    """It cannot let them wait: they are with the relay. Those who are in stay, and when some leave others come in."""
+    with (
+        Server(tmp_path / "server") as server,
+        Client(
+            server.url, server.token(), tmp_path / "client", "--limit", "files=128", expose=[spec(greeter.target)]
+        ) as client,
+        Crowd(client.addresses()[0]) as crowd,
+    ):
+        crowd.knock(100)
+        client.logs("limit.reached", '"files"')
+        until(lambda: crowd.settled(0.1) + crowd.lost == 100, "every one was let in or reset")
+        inside = len(crowd.inside)
+        assert 30 < inside <= 80 and client.files() <= 128 - 32
+        crowd.leave(20)
+        until(lambda: client.files() < inside, "they have left")
+        time.sleep(0.3)  # in which it sees that there is room
+        crowd.knock(10)
+        crowd.greeted(inside - 20 + 10)
+        assert lines(client, "files") <= 2

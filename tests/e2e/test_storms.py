@@ -14,8 +14,6 @@ from tests.support.crowd import Crowd, dropped
 from tests.support.peers import ask, connect
 from tests.support.processes import Echo, Relay, Way
 
-SPREAD = [TWICE[0], pytest.param(TWICE[1], marks=pytest.mark.slow)]
-
 
 @pytest.fixture
 def greeter() -> Iterator[Echo]:
@@ -30,7 +28,7 @@ def echo() -> Iterator[Echo]:
         yield made
 
 
-@pytest.mark.parametrize("way", SPREAD, ids=repr)
+@pytest.mark.parametrize("way", [TWICE[0], pytest.param(TWICE[1], marks=pytest.mark.slow)], ids=repr)
 def test_all_at_once(tmp_path: Path, greeter: Echo, echo: Echo, way: Way, long: int) -> None:
     number = 10_000 if long else 1000
     for _ in range(max(long, 1)):
@@ -47,7 +45,8 @@ def test_all_at_once(tmp_path: Path, greeter: Echo, echo: Echo, way: Way, long: 
         print(f"\n{way}: {number} knocked in {knocked:.2f} s and were served in {took:.2f} s, 0 dropped, 0 lost")
 
 
-@pytest.mark.parametrize("way", SPREAD, ids=repr)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", TWICE, ids=repr)
 def test_while_the_relay_stalls(tmp_path: Path, greeter: Echo, echo: Echo, way: Way, long: int) -> None:
     number = 1000 if long else 300
     for _ in range(max(long, 1)):

@@ -20,7 +20,7 @@ from fastrelay.net import files
 from fastrelay.net.files import SMALLEST_LIMIT, lowest_free, raise_limit
 from fastrelay.net.memory import QUEUE, bound, share
 from fastrelay.net.runtime import Runtime
-from fastrelay.wire import PROCESS_POOL
+from fastrelay.wire import PROCESS_POOL, TUNNEL_POOL
 from tests.conftest import Run
 from tests.support.tunnel import until
 
@@ -142,9 +142,12 @@ def test_what_memory_is_split_into() -> None:
 def test_the_bound_that_is_printed() -> None:
     usual, small = bound(Limits()), bound(Limits(memory=32 << 20))
     text = str(usual)
-    assert re.fullmatch(r"at most \d+ MiB \+ 10 MiB a client \+ 48 KiB a visitor \+ 512 MiB of windows", text), text
+    assert re.fullmatch(
+        r"at most \d+ MiB \+ 10 MiB a client \+ 48 KiB a visitor \+ 512 MiB of windows \(64 MiB a client\)", text
+    ), text
     assert str(small).endswith("16 MiB of windows; 512 visitors at a time")
-    assert usual.of(2, 3) == usual.base + 2 * usual.client + 3 * usual.visitor + usual.windows
+    assert usual.of(2, 3) == usual.base + 2 * usual.client + 3 * usual.visitor + 2 * TUNNEL_POOL
+    assert usual.of(100, 0) == usual.base + 100 * usual.client + PROCESS_POOL
     assert bound(Limits(control=1 << 20)).client == usual.client - (7 << 20)
     assert bound(Limits(max_sources=1)).base < usual.base - (32 << 20)
 
