@@ -135,12 +135,12 @@ class Limits:
     penalty_slow: float = _penalty(10)
     penalty_unfinished: float = _penalty(1)
     unfinished_burst: int = _limit(
-        100, 1, 1_000_000, "for each source", Side.RELAY, "more unfinished connections are charged"
+        200, 1, 1_000_000, "for each source", Side.RELAY, "more unfinished connections are charged"
     )
     unfinished_rate: int = _limit(20, 1, 1_000_000, "a second", Side.RELAY, "more unfinished connections are charged")
     penalty_from: float = _limit(15, 1, 86_400, "seconds", Side.RELAY, "the source is served slowly")
     penalty_most: float = _limit(600, 1, 86_400, "seconds", Side.RELAY, "the penalty of the source grows no more")
-    penalty_rate: int = _limit(10, 1, 10_000, "a second", Side.RELAY, "others of the slow source wait")
+    penalty_rate: int = _limit(20, 1, 10_000, "a second", Side.RELAY, "others of the slow source wait")
     penalty_rate_all: int = _limit(100, 1, 10_000, "a second", Side.RELAY, "others of all slow sources wait")
     max_sources: int = _limit(65_536, 1, 1 << 20, "sources", Side.RELAY, "the least recently used one is forgotten")
     # The smallest are what an honest peer may do (protocol.md sections 5 and 10).

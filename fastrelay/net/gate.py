@@ -11,7 +11,7 @@ import enum
 import ipaddress
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Limits:
     penalty_refused: int = 5
     penalty_slow: int = 10
     penalty_unfinished: int = 1
-    unfinished_burst: int = 100
+    unfinished_burst: int = 200
     unfinished_rate: int = 20
     penalty_from: int = 15
     penalty_most: int = 600
-    penalty_rate: int = 10
+    penalty_rate: int = 20
     penalty_rate_all: int = 100
     max_sources: int = 65_536
 
@@ -39,8 +39,7 @@ class End(enum.Enum):
     ADMITTED = "it has proved who it is"
     REFUSED = "its proof was wrong, or its key id is not known"
     SLOW = "its time was over"
-    UNFINISHED = "it left, or made no sense"
-    EXCUSED = "that was not its fault"
+    UNFINISHED = "it left, or made no sense, or had to go for another"
 
 
 class Reached(enum.Enum):
@@ -69,11 +68,6 @@ class Stranger:
         self._stage = _Stage.SILENT
 
     @property
-    def silent(self) -> bool:
-        """It has not said a word."""
-        return self._stage is _Stage.SILENT
-
-    @property
     def waiting(self) -> bool:
         """It has spoken and is not greeted yet."""
         return self._stage is _Stage.WAITING
@@ -97,6 +91,9 @@ def source_of(host: str) -> str:
     return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
+_NOBODY: dict[Any, None] = {}
+
+
 class _Source(Generic[S]):
     """One source: who is here from it, each stage in order, and what it has deserved."""
 
@@ -107,9 +104,10 @@ class _Source(Generic[S]):
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
-        self.silent: dict[S, None] = {}
-        self.waiting: dict[S, None] = {}
-        self.greeted: dict[S, None] = {}
+        self.silent: dict[S, None]
+        self.waiting: dict[S, None]
+        self.greeted: dict[S, None]
+        self.leave()
         self.in_lane = False
         self.next = 0.0  # not before then is another one of it greeted, while it has a penalty
         self._limits = limits
@@ -117,6 +115,14 @@ class _Source(Generic[S]):
         self._since = 0.0
         self._unfinished = 0.0  # at `_unfinished_at`
         self._unfinished_at = 0.0
+
+    def come(self) -> None:
+        """Make room for the first one."""
+        self.silent, self.waiting, self.greeted = {}, {}, {}
+
+    def leave(self) -> None:
+        """The last one has gone: most of the sources that are remembered have nobody here, and need no place for them."""
+        self.silent = self.waiting = self.greeted = _NOBODY
 
     @property
     def here(self) -> int:
@@ -172,12 +178,15 @@ class Gate(Generic[S]):
 
     def arrive(self, stranger: S, now: float) -> S | None:
         """Take in a newcomer. Returns who must be closed for it, if anybody, and is already forgotten here."""
-        source = self._source(stranger.source)
+        source = self._sources.get(stranger.source)
         goes: S | None = None
-        if len(source.silent) + len(source.waiting) >= self.limits.greetings_per_source:
+        if source is not None and len(source.silent) + len(source.waiting) >= self.limits.greetings_per_source:
             goes = self._evict(source, Reached.SOURCE, now)
         elif self.here >= self.limits.max_greetings:
             goes = self._evict(next(iter(self._crowds[self._most])), Reached.ALL, now)
+        source = self._source(stranger.source)
+        if not source.here:
+            source.come()
         source.silent[stranger] = None
         self._count(source, 1)
         self._forget(now)
@@ -236,7 +245,7 @@ class Gate(Generic[S]):
         return goes
 
     def end(self, stranger: S, how: End, now: float) -> None:
-        """It is over with a stranger. That of one who was sent away, or has ended before, is no news."""
+        """It is over with a stranger. Who was not greeted has cost nothing; who was sent away, or has ended before, is no news."""
         if not stranger.gone:
             self._remove(stranger, how, now)
 
@@ -254,10 +263,14 @@ class Gate(Generic[S]):
         source = self._sources[stranger.source]
         for stage in (source.silent, source.waiting, source.greeted):
             stage.pop(stranger, None)
+        greeted = stranger._stage is _Stage.GREETED
         stranger._stage = _Stage.GONE
         self._count(source, -1)
+        if not source.here:
+            source.leave()
         before = source.slow(now)
-        source.charge(how, now)
+        if greeted:
+            source.charge(how, now)
         if not before and source.slow(now):
             self.news.append((Reached.PENALTY, source.name))
         if source.blank(now):

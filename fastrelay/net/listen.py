@@ -127,7 +127,7 @@ class TunnelDoor:
             self._sock.close()
         for knock in list(self._held):
             self._send_away(knock)
-            self.gate.end(knock, End.EXCUSED, time.monotonic())
+            self.gate.end(knock, End.UNFINISHED, time.monotonic())
         if self._turn is not None:
             self._turn.cancel()
         if self._sum_up is not None:
@@ -278,10 +278,8 @@ class TunnelDoor:
         if knock.stands and knock.link is not None:
             knock.link.too_slow()  # which says so, and tells us when it has ended
             return
-        # That it waited for its turn is our doing.
-        how = End.EXCUSED if knock.waiting else End.UNFINISHED if knock.silent else End.SLOW
         self._send_away(knock)
-        self._over(knock, TimeoutError(), how)
+        self._over(knock, TimeoutError(), End.SLOW)
 
     # --- the end -------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 PERIOD = 10.0
 """Seconds; whoever asks keeps the time."""
-MOST_LINES = 100
-"""Lines of their own in a period, for all sources together."""
+MOST_LINES = 50
+"""Lines of their own that one thing gets in a period, for all sources together."""
 MOST_SUMS = 20
 """Sums at its end that name their source."""
 _MOST_SOURCES = 1024
@@ -26,14 +26,14 @@ class Tally:
     def __init__(self) -> None:
         self._told: Counter[tuple[str, str]] = Counter()
         self._more: Counter[tuple[str, str]] = Counter()
-        self._lines = 0
+        self._lines: Counter[str] = Counter()
 
     def tell(self, what: str, source: str, first: int) -> bool:
         """Whether this is worth a line of its own: it is one of the `first` of its source, and there were not too many. Else it is counted."""
         key = (what, source)
-        if self._told[key] < first and self._lines < MOST_LINES:
+        if self._told[key] < first and self._lines[what] < MOST_LINES:
             self._told[key] += 1
-            self._lines += 1
+            self._lines[what] += 1
             return True
         if key not in self._more and len(self._more) >= _MOST_SOURCES:
             key = (what, "")
@@ -51,5 +51,5 @@ class Tally:
                 rest[what] += times
         self._told.clear()
         self._more.clear()
-        self._lines = 0
+        self._lines.clear()
         return [*(Sum(*one) for one in named[:MOST_SUMS]), *(Sum(what, "", times) for what, times in rest.items())]

@@ -94,7 +94,7 @@ def test_who_speaks_is_greeted_at_once() -> None:
     assert one.here == 2 and one.candidate(0) is None and one.due(0) is None
     one.end(stranger, End.ADMITTED, 1)
     one.end(stranger, End.REFUSED, 1)  # it has ended
-    one.end(silent, End.EXCUSED, 1)
+    one.end(silent, End.UNFINISHED, 1)
     assert one.here == 0 and not one._sources and not one.news
 
 
@@ -147,7 +147,7 @@ def test_wrong_proofs_lead_into_the_lane() -> None:
     greet(one, 0, THERE)  # others are not concerned
     begun = served(one, 0, 10)
     assert [stranger for _, stranger in begun] == waiting, "in order"
-    assert [round(at, 3) for at, _ in begun] == [0, 0.1, 0.2, 0.3, 0.4]
+    assert [round(at, 3) for at, _ in begun] == [0, 0.05, 0.1, 0.15, 0.2]
 
 
 def test_the_lane_is_short_for_who_is_alone() -> None:
@@ -196,26 +196,30 @@ def test_an_admission_halves_the_penalty_and_keeps_the_lane() -> None:
 
 
 def test_a_few_that_are_not_finished_cost_nothing() -> None:
-    """A port scan, the health check of a load balancer."""
+    """The health check of a load balancer, a client on a bad line."""
     one = gate()
     for second in range(100):
         for _ in range(one.limits.unfinished_rate):
-            one.end(arrive(one, second), End.UNFINISHED, second)
+            one.end(greet(one, second), End.UNFINISHED, second)
     assert not one.news and not one._sources[HERE].penalty(100)
     for _ in range(one.limits.unfinished_burst + one.limits.penalty_from):
-        one.end(arrive(one, 200), End.UNFINISHED, 200)
+        one.end(greet(one, 200), End.UNFINISHED, 200)
     assert one.news == [(Reached.PENALTY, HERE)]
     assert one._sources[HERE].penalty(200) == one.limits.penalty_from
 
 
-def test_what_costs_nothing() -> None:
+def test_who_was_not_greeted_costs_nothing() -> None:
+    """A port scan, a crowd that says nothing: it is closed at little cost, and a penalty would hit others of its address."""
     one = gate()
-    for _ in range(1000):
-        one.end(greet(one, 0), End.EXCUSED, 0)
+    for how in (End.UNFINISHED, End.SLOW, End.REFUSED) * 1000:
+        one.end(arrive(one, 0), how, 0)
     assert not one._sources
+    for _ in range(1000):
+        one.arrive(Stranger(HERE), 0)
+    assert not one._sources[HERE].penalty(0)
     for _ in range(2):
-        one.end(greet(one, 0), End.SLOW, 0)
-    assert one._sources[HERE].penalty(0) == 20 and one.news == [(Reached.PENALTY, HERE)]
+        one.end(greet(one, 0, THERE), End.SLOW, 0)
+    assert one._sources[THERE].penalty(0) == 20 and one.news[-1] == (Reached.PENALTY, THERE)
 
 
 def test_who_dies_in_the_lane_costs_it_nothing() -> None:
@@ -226,11 +230,11 @@ def test_who_dies_in_the_lane_costs_it_nothing() -> None:
         one.speak(stranger, 0)
     one.begin(waiting[0], 0)
     for dead in waiting[1:3]:
-        assert one.candidate(0.101) is dead
-        one.end(dead, End.UNFINISHED, 0.101)
-    assert one.candidate(0.101) is waiting[3]
-    one.end(waiting[3], End.UNFINISHED, 0.101)
-    assert one.candidate(0.101) is None and one.due(0.101) is None
+        assert one.candidate(0.051) is dead
+        one.end(dead, End.UNFINISHED, 0.051)
+    assert one.candidate(0.051) is waiting[3]
+    one.end(waiting[3], End.UNFINISHED, 0.051)
+    assert one.candidate(0.051) is None and one.due(0.051) is None
 
 
 def test_a_crowd_in_the_lane_does_not_push_out_who_is_greeted() -> None:
@@ -258,16 +262,16 @@ def test_sources_are_forgotten_least_recently_used_first() -> None:
     fail(one, 0, 1, "s4")
     fail(one, 0, 1, "s6")
     assert set(one._sources) == {"s0", "s4", "s6"}
-    one.end(silent, End.EXCUSED, 0)
+    one.end(silent, End.UNFINISHED, 0)
 
 
 def test_sources_of_which_nothing_is_known_are_forgotten_first() -> None:
     one = gate()
     for n in range(1000):
-        one.end(arrive(one, 0, f"s{n}"), End.UNFINISHED, 0)
+        one.end(greet(one, 0, f"s{n}"), End.UNFINISHED, 0)
     assert len(one._sources) == 1000
     for n in range(600):
-        one.end(arrive(one, 1, f"t{n}"), End.UNFINISHED, 1)
+        one.end(greet(one, 1, f"t{n}"), End.UNFINISHED, 1)
     assert len(one._sources) <= 601
 
 
@@ -277,13 +281,13 @@ def test_memory_of_all_sources() -> None:
     tracemalloc.start()
     try:
         for n in range(100_000):
-            one.end(arrive(one, 0, f"2001:db8:{n >> 16:x}:{n & 0xFFFF:x}::/64"), End.REFUSED, 0)
+            one.end(greet(one, 0, f"2001:db8:{n >> 16:x}:{n & 0xFFFF:x}::/64"), End.REFUSED, 0)
         used = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     print(f"{len(one._sources)} sources: {used / 2**20:.1f} MiB")
     assert len(one._sources) == one.limits.max_sources == 65_536
-    assert used < 48 << 20
+    assert used < 32 << 20
 
 
 # --- all of it ---------------------------------------------------------------------------------------------------------
@@ -313,10 +317,13 @@ class Everything(RuleBasedStateMachine):
         self.here.append(stranger)
         assert len(self.gate._sources) <= max(self.LIMITS.max_sources, len({one.source for one in self.here}))
 
-    @precondition(lambda self: any(stranger.silent for stranger in self.here))
+    def silent(self) -> list[Stranger]:
+        return [one for source in self.gate._sources.values() for one in source.silent]
+
+    @precondition(lambda self: self.silent())
     @rule(data=st.data())
     def speak(self, data: st.DataObject) -> None:
-        self.gate.speak(data.draw(st.sampled_from([one for one in self.here if one.silent])), self.now)
+        self.gate.speak(data.draw(st.sampled_from(self.silent())), self.now)
 
     @rule()
     def greet(self) -> None:
@@ -367,11 +374,10 @@ class Everything(RuleBasedStateMachine):
         assert gate._most == max(crowds, default=0)
         assert all(source.penalty(self.now) <= limits.penalty_most for source in gate._sources.values())
 
-    @invariant()
-    def rates(self) -> None:
+    def teardown(self) -> None:
         for name in "abcdef":
             times = [at for at, stranger in self.greeted if stranger.source == name]
-            assert all(b - a > 0.0999 for a, b in itertools.pairwise(times))
+            assert all(b - a > 0.0499 for a, b in itertools.pairwise(times))
         times = [at for at, _ in self.greeted]
         assert all(b - a > 0.00999 for a, b in itertools.pairwise(times))
 
