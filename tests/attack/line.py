@@ -49,7 +49,7 @@ class Line:
                 at += self.sock.send(view[at : at + PIECE])
                 moved = time.monotonic()
             except _MORE:
-                select.select([] if deaf else [self.sock], [self.sock], [], 0.05)
+                self._wait(select.POLLOUT if deaf else select.POLLIN | select.POLLOUT, 0.05)
             except OSError:
                 self._drained()
             if not deaf:
@@ -77,7 +77,7 @@ class Line:
             try:
                 chunk = self.sock.recv(PIECE)
             except _MORE:
-                if came or timeout <= 0 or not select.select([self.sock], [], [], timeout)[0]:
+                if came or timeout <= 0 or not self._wait(select.POLLIN, timeout):
                     return came
                 timeout = 0.0
                 continue
@@ -90,6 +90,12 @@ class Line:
             for one in self._splitter.feed(chunk):
                 self._count(one)
         return came
+
+    def _wait(self, events: int, timeout: float) -> bool:
+        """Whether one of the events, or an end, comes in that time; `select.select` knows the first 1024 descriptors only."""
+        poll = select.poll()
+        poll.register(self.sock, events)
+        return bool(poll.poll(timeout * 1000))
 
     def _count(self, one: Frame) -> None:
         self.heard[one.kind] += 1

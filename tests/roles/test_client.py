@@ -626,6 +626,27 @@ def test_another_goodbye_resets_and_comes_back(
         run(main())
 
 
+def test_a_relay_that_closes_early(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that has too many strangers."""
+    greet = FakeRelay.on_connected
+
+    def turn_away(relay: FakeRelay, link: Link) -> Core:
+        monkeypatch.setattr(FakeRelay, "on_connected", greet)
+        relay.links.append(link)
+        raise ProtocolError(Code.CALM, "too many")
+
+    async def main() -> None:
+        monkeypatch.setattr(FakeRelay, "on_connected", turn_away)
+        async with client(tmp_path / "c") as bench:
+            await until(lambda: bench.reached, "it is reachable")
+            assert "closed the connection before the login was done" in events(caplog, "tunnel.retry")[0]
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+
+
 def test_a_relay_that_shuts_down_lets_streams_end(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with client(tmp_path / "c") as bench:
