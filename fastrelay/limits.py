@@ -209,7 +209,7 @@ def _read(text: str, unit: str) -> Value | None:
     if unit == "seconds":
         time = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(ms|[smhd]?)", text)
         return round(float(time[1]) * _TIMES[time[2]], 6) if time else None
-    size = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text)
+    size = re.fullmatch(r"([0-9]{1,13})([KMG]?)", text)
     if size is None or (size[2] and not unit.startswith("bytes")):
         return None
     return int(size[1]) * _SIZES[size[2]]

@@ -52,6 +52,7 @@ def test_the_defaults_are_those_of_the_protocol() -> None:
         ("reserved-time=1h", "reserved_time", 3600.0),
         ("reserved-time=30d", "reserved_time", 30 * 86_400.0),
         ("memory=32M", "memory", 32 << 20),
+        ("memory=1099511627776", "memory", 1 << 40),
         ("memory=auto", "memory", None),
         ("files=256", "files", 256),
         ("flood-ping=100/5", "flood_ping", Bucket(100, 5)),
