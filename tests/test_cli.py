@@ -318,6 +318,45 @@ def test_an_empty_variable_lets_nobody_in(ran: list[Any], name: str, value: str)
     assert str(result.exception).startswith(f"{name} is set but empty")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "streams", "drain"),
+    [
+        ([], {}, 65_535, 30.0),
+        (["--limit", "streams=7", "--limit", "drain-time=2m"], {}, 7, 120.0),
+        ([], {"FASTRELAY_SERVER_LIMIT": "streams=7 drain-time=2m"}, 7, 120.0),
+        (["--limit", "streams=8"], {"FASTRELAY_SERVER_LIMIT": "streams=7"}, 8, 30.0),
+    ],
+)
+def test_limits_are_options_and_variables(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], environment: dict[str, str], streams: int, drain: float
+) -> None:
+    from fastrelay import app
+    from fastrelay.config import ServerConfig
+
+    seen: list[ServerConfig] = []
+
+    async def run_server(config: ServerConfig, *_: object) -> None:
+        seen.append(config)
+
+    monkeypatch.setattr(app, "run_server", run_server)
+    monkeypatch.setattr("fastrelay.console.set_up_logging", lambda: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+    result = CliRunner().invoke(cli, ["server", "--loop", "asyncio", *arguments], env=environment)
+    assert result.exit_code == 0, result.output
+    assert [(one.limits.streams, one.limits.drain_time) for one in seen] == [(streams, drain)]
+
+
+@pytest.mark.parametrize("command", ["server", "client"])
+def test_help_lists_the_limits(command: str) -> None:
+    from fastrelay.limits import SETTINGS, Side
+
+    shown = CliRunner().invoke(cli, [command, "--help"]).output
+    side = Side.RELAY if command == "server" else Side.CLIENT
+    for name, one in SETTINGS.items():
+        assert (f"\n  {name}=" in shown) is one.of(side), name
+
+
 def test_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "fastrelay", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"fastrelay, version {__version__}\n"

@@ -19,9 +19,10 @@ from fastrelay.wire import HEADER_SIZE, MAX_DATA, WINDOW_FLOOR
 
 _RESERVED_FILES = 32
 """Descriptors that are kept for tunnels, for what is read and written, and for the loop itself; besides those of strangers."""
-_LOOK_OFTEN = 0.25
-_LOOK_SELDOM = 1.0
-"""Seconds between two looks at what is in use while there is little left, and else: somebody may take them without a word."""
+_LOOK_EVERY = 0.25
+"""Seconds between two looks at what is in use: others may take descriptors, or give some back, without a word."""
+_ROOM_AFTER = 0.01
+"""Seconds until it is seen that somebody has left: to open and shut a thousand doors for each would be a load of its own."""
 
 
 class Door(Protocol):
@@ -73,7 +74,7 @@ class Runtime:
             self._nobody.set()
         if self.full and not self._look_soon:
             self._look_soon = True
-            self.loop.call_soon(self._look_again)  # its descriptor is closed by then
+            self.loop.call_later(_ROOM_AFTER, self._look_again)
 
     # --- room ----------------------------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ class Runtime:
 
     def starve(self) -> None:
         """The system has refused a descriptor: there is no room for a moment, whatever the numbers say."""
-        self._starved = self.loop.time() + _LOOK_OFTEN
+        self._starved = self.loop.time() + _LOOK_EVERY
         self.look()
 
     def look(self) -> None:
@@ -123,8 +124,7 @@ class Runtime:
     def keep_looking(self) -> None:
         """Come back in a while, if anything depends on it."""
         if self._looking is None and (self.scarce or self.doors):
-            delay = _LOOK_OFTEN if self.scarce else _LOOK_SELDOM
-            self._looking = self.loop.call_later(delay, self._look_again)
+            self._looking = self.loop.call_later(_LOOK_EVERY, self._look_again)
 
     def _look_again(self) -> None:
         self._look_soon = False

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastrelay import wire
 from fastrelay.errors import Code, ProtocolError
@@ -26,7 +28,7 @@ from fastrelay.net.link import Link, address
 from fastrelay.net.listen import Knock, TunnelDoor, _client_hello, listen
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import client_context, load_identity, make_identity, server_context
-from tests.conftest import Run
+from tests.conftest import LOOPS, Run, new_loop
 from tests.support import need
 from tests.support.peers import End
 from tests.support.tunnel import Local, turns, until
@@ -259,6 +261,59 @@ def test_any_order_of_open_pause_and_close(run: Run, moves: str) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("kind", LOOPS)
+@given(
+    st.lists(
+        st.sampled_from(["open", "pause", "full", "room", "scarce", "plenty", "storm", "visit", "turn"]), max_size=25
+    )
+)
+@settings(max_examples=30)
+def test_a_door_that_ends_open_has_let_everybody_in(kind: str, moves: list[str]) -> None:
+    """Whatever came before: no mode of accepting forgets anybody, or leaves another one running."""
+
+    async def main() -> None:
+        runtime = Runtime()
+        runtime.keep_looking = lambda: None  # type: ignore[method-assign]  # here it is said how much room there is
+        guests = Guests()
+        door = VisitorDoor(runtime, listen(LOCALHOST, 0), guests.make)
+        outside: list[socket.socket] = []
+
+        def be(full: bool, scarce: bool) -> None:
+            runtime.full, runtime.scarce = full, scarce or full
+            for one in list(runtime.doors):
+                one.adapt()
+
+        for move in moves:
+            match move:
+                case "open":
+                    door.open()
+                case "pause":
+                    door.pause()
+                case "full" | "room" | "scarce" | "plenty":
+                    be(move == "full", move in ("room", "scarce"))
+                case "storm":
+                    door._storm = True
+                    door.adapt()
+                case "visit":
+                    outside += visitors(door.port, 1)
+                case "turn":
+                    await turns(1)
+        door._storm = False
+        door.open()
+        be(False, False)
+        outside += visitors(door.port, 1)
+        await guests.all_in(outside)
+        assert door._serving is door._quick and not runtime.coming
+        door.close()
+        await guests.leave()
+        for sock in outside:
+            sock.close()
+        await runtime.close()
+
+    with asyncio.Runner(loop_factory=lambda: new_loop(kind)) as loop:
+        loop.run(main())
+
+
 def test_the_runtime_ends_while_a_door_opens(run: Run) -> None:
     async def main() -> None:
         runtime = Runtime()
@@ -290,7 +345,7 @@ def test_a_door_opens_when_there_are_descriptors_again(run: Run, monkeypatch: py
             return tried
 
         monkeypatch.setattr(door_module, "_COME_BACK", 0.01)
-        monkeypatch.setattr(runtime_module, "_LOOK_OFTEN", 0.01)
+        monkeypatch.setattr(runtime_module, "_LOOK_EVERY", 0.01)
         monkeypatch.setattr(socket.socket, "dup", scarce(socket.socket.dup))
         monkeypatch.setattr(socket.socket, "accept", scarce(socket.socket.accept))
         outside = visitors(door.port, 1)
