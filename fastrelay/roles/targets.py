@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 from fastrelay import log
@@ -22,6 +23,10 @@ class Target(TellingEdge):
         super().__init__(runtime, sock)
         self._asked = asked
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._asked.connected = True
+
     def on_joined(self, stream: Stream) -> None:
         self._asked.opened(stream)
 
@@ -36,6 +41,7 @@ class Asked:
         self._text = f"{exposure.target} for visitor {visitor} of {exposure.name}"
         self._who = _who(session, exposure, visitor)
         self._totals = totals
+        self.connected = False
 
     def make(self, runtime: Runtime, sock: socket.socket) -> Target:
         return Target(runtime, sock, self)
@@ -63,6 +69,10 @@ class Asked:
             cause = Target.far
         elif code is Code.CANCEL:
             cause = log.cause(link.error)
+        if self.connected:  # the stream went in the last moment; what it had sent before was delivered
+            self.opened(stream)
+            self.closed(stream, cause, 0.0)
+            return
         log.note(
             "target.refused",
             f"Did not connect {self._text}: {cause}.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import random
 import shutil
 import signal
 import socket
@@ -183,6 +184,68 @@ def test_targets_that_are_not_there(audited: Audited, service: str, cause: str) 
     assert not [
         line for line in lines(audited.client_log) if line.get("visitor") == name and line["event"] == "target.opened"
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [BEST, Way(False, "asyncio")], ids=repr)
+def test_every_beginning_has_its_end(tmp_path: Path, way: Way) -> None:
+    """Whatever visitors and targets do: each is in both logs once, and the sums are those of all of them."""
+    dice = random.Random(7)
+    audited = Audited(tmp_path, way)
+    with contextlib.ExitStack() as stack:
+        stack.callback(audited.close)
+        expected: dict[str, set[str]] = {}
+        for _ in range(200):
+            visitor, target = (stack.enter_context(end) for end in audited.pair())
+            name = name_of(visitor)
+            visitor.sendall(bytes(dice.randrange(1, 40_000)))
+            target.sendall(bytes(dice.randrange(1, 40_000)))
+            match dice.randrange(5):
+                case 0:
+                    visitor.shutdown(socket.SHUT_WR)
+                    target.shutdown(socket.SHUT_WR)
+                    causes = {"fin"}
+                case 1:
+                    reset(visitor)
+                    causes = {"visitor-reset"}
+                case 2:
+                    reset(target)
+                    causes = {"target-reset"}
+                case 3:
+                    visitor.shutdown(socket.SHUT_WR)
+                    reset(target)
+                    causes = {"target-reset"}
+                case _:
+                    causes = {"shutdown"}
+            expected[name] = causes
+        over = sum(causes != {"shutdown"} for causes in expected.values())
+        for path, event in ((audited.relay_log, "visitor.closed"), (audited.client_log, "target.closed")):
+            until(lambda: path.read_text().count(f'"{event}"') == over, f"{over} times {event}")  # noqa: B023
+        audited.client.signal(signal.SIGINT)
+        until(lambda: "Draining" in audited.client.stderr, "it drains")
+        audited.client.signal(signal.SIGINT)
+        audited.client.wait()
+        gone = told(audited.relay_log, "client.gone")
+    relay, client = lines(audited.relay_log), lines(audited.client_log)
+    ends = {}
+    for log, noun in ((relay, "visitor"), (client, "target")):
+        begun = [(line["visitor"], line["stream"]) for line in log if line["event"] == f"{noun}.opened"]
+        ended = {line["visitor"]: line for line in log if line["event"] == f"{noun}.closed"}
+        assert sorted(begun) == sorted((name, line["stream"]) for name, line in ended.items()) and len(begun) == 200
+        assert {name: {line["cause"]} for name, line in ended.items()} == expected
+        ends[noun] = ended
+    for name, causes in expected.items():
+        one, other = ends["visitor"][name], ends["target"][name]
+        assert one["stream"] == other["stream"]
+        if causes == {"fin"}:
+            assert (one["bytes_in"], one["bytes_out"]) == (other["bytes_in"], other["bytes_out"])
+        # What was on its way when the other side had enough is counted where it was sent.
+        assert one["bytes_in"] >= other["bytes_in"] and one["bytes_out"] <= other["bytes_out"]
+    down = next(line for line in client if line["event"] == "tunnel.down")
+    for total, ended in ((gone, ends["visitor"]), (down, ends["target"])):
+        assert total["streams"] == 200
+        for field in ("bytes_in", "bytes_out"):
+            assert total[field] == sum(line[field] for line in ended.values())
 
 
 # --- tunnels ------------------------------------------------------------------------------------------------------------------
