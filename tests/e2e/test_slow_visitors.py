@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from fastrelay.net.memory import Bound
 from tests.e2e.conftest import SPREAD
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import TIMEOUT, Pump, accept, ask, background, connect, exactly, read, until
-from tests.support.processes import BEST, Echo, Relay, Way
+from tests.support.processes import BEST, ROOT, Echo, Relay, Way, environment, fastrelay
 
 PINGS = 1000
 MOVED = 100_000_000  # bytes that the floods move before their readers stop, so that the windows have grown
@@ -153,3 +155,29 @@ def test_a_small_memory_lets_visitors_wait(tmp_path: Path, echo: Echo, flooding:
         print(f"the others were in {time.monotonic() - start:.2f} s later")
         assert time.monotonic() - start < 5
         ask(early, b"after")
+
+
+def test_a_person_reads_the_bound(tmp_path: Path) -> None:
+    """On a terminal, at the start; the same that the audit log has."""
+    terminal, stderr = os.openpty()
+    options = ("--state", str(tmp_path / "s"), "--audit", str(tmp_path / "log"), "--limit", "memory=32M")
+    with subprocess.Popen(
+        fastrelay("server", "--bind", "127.0.0.1:0", "--plaintext", *options),
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    ) as process:
+        os.close(stderr)
+        try:
+            assert process.stdout and process.stdout.readline().startswith(b"tcp://127.0.0.1:")
+            text = os.read(terminal, 65_536).decode()
+            until(lambda: '"server.started"' in (tmp_path / "log").read_text(), "the start is in the log")
+        finally:
+            process.terminate()
+            process.wait(TIMEOUT)
+            os.close(terminal)
+    said = bound(tmp_path / "log")
+    assert f"  Memory      {said}" in text
+    assert said.visitors == 512 and "16 MiB of windows; 512 visitors at a time" in text
