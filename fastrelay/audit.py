@@ -198,10 +198,12 @@ def _open(path: Path) -> int:
     """A descriptor that appends. Raises OSError, also for a file that others can read or write, or that is none."""
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
     try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode):
+        file = os.fstat(fd)
+        if not stat.S_ISREG(file.st_mode):
             raise OSError(errno.EINVAL, "it is not a file that can be appended to")
-        if mode & 0o077:
+        if file.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+        if file.st_mode & 0o077:
             raise PermissionError(errno.EPERM, f"others can read or write it (run `chmod 600 {path}`)")
     except BaseException:
         os.close(fd)

@@ -181,6 +181,14 @@ def test_a_file_of_others_is_refused(tmp_path: Path, mode: int) -> None:
     assert not log.audited() and path.read_bytes() == b""
 
 
+def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "audit").touch(0o600)
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(StartError, match="another user"):
+        AuditLog.open(tmp_path / "audit")
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe", 0o600)
     for name in ("pipe", ".", "none/audit"):
