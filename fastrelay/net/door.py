@@ -136,8 +136,9 @@ class VisitorDoor:
     # --- by the loop ---------------------------------------------------------------------------------------------------
 
     def _glance(self) -> None:
-        """Somebody has come, whom the loop accepts. See whether there are many, and not again for a moment."""
+        """Somebody has come, whom the loop is about to accept. See whether it can, and whether there are many; then not for a moment."""
         self._read(None)
+        self._runtime.look()
         self._storm = queued(self._sock.fileno()) >= _STORM
         self._timer = self._runtime.loop.call_later(_CALM if self._storm else _GLANCE, self._again)
         if self._storm:
