@@ -137,7 +137,7 @@ class Limits:
     unfinished_burst: int = _limit(
         200, 1, 1_000_000, "for each source", Side.RELAY, "more unfinished connections are charged"
     )
-    unfinished_rate: int = _limit(20, 1, 1_000_000, "a second", Side.RELAY, "more unfinished connections are charged")
+    unfinished_rate: int = _limit(50, 1, 1_000_000, "a second", Side.RELAY, "more unfinished connections are charged")
     penalty_from: float = _limit(15, 1, 86_400, "seconds", Side.RELAY, "the source is served slowly")
     penalty_most: float = _limit(600, 1, 86_400, "seconds", Side.RELAY, "the penalty of the source grows no more")
     penalty_rate: int = _limit(20, 1, 10_000, "a second", Side.RELAY, "others of the slow source wait")

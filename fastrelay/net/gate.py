@@ -25,7 +25,7 @@ class Limits:
     penalty_slow: int = 10
     penalty_unfinished: int = 1
     unfinished_burst: int = 200
-    unfinished_rate: int = 20
+    unfinished_rate: int = 50
     penalty_from: int = 15
     penalty_most: int = 600
     penalty_rate: int = 20

@@ -200,8 +200,11 @@ class TunnelDoor:
         except BlockingIOError:
             self._read(knock, 1)
             return
-        except (OSError, ProtocolError) as failure:
+        except OSError as failure:
             error = failure
+        except ProtocolError as failure:
+            error = failure
+            self._runtime.reached("max-client-hello", knock.source)
         self._send_away(knock)
         self._over(knock, error, End.UNFINISHED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import resource
 import socket
 import ssl
@@ -521,6 +522,20 @@ def test_a_client_hello_in_pieces_is_waited_for(
         await bench.close()
 
     run(main())
+
+
+def test_a_client_hello_that_is_too_large(run: Run, context: ssl.SSLContext, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        bench = TunnelBench(context, max_client_hello=200)
+        local = bench.knock()
+        await local.send(client_hello())
+        assert await local.to_end() == (b"", End.RESET)
+        assert "at most 200 bytes" in str(bench.told[0].error)
+        await bench.close()
+
+    with caplog.at_level(logging.INFO, "fastrelay"):
+        run(main())
+    assert "limit max-client-hello=" in caplog.text
 
 
 @pytest.mark.parametrize(
