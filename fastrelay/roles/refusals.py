@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
 
 from fastrelay import log
@@ -71,7 +72,7 @@ def explain(error: Exception | None, first: bytes) -> str:
             else f"it does not speak the fastrelay protocol ({error.text})"
         )
     if isinstance(error, TimeoutError):
-        return "the handshake took too long"
+        return "nothing was acknowledged any more" if error.errno == errno.ETIMEDOUT else "the handshake took too long"
     if error is None or isinstance(error, ConnectionResetError):
         return "the connection was closed"
     return str(error) or type(error).__name__
