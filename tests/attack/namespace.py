@@ -1,13 +1,16 @@
-"""A machine that is alone: a network namespace in which every address is its own, so that every connection attempt can be counted."""
+"""Machines made of network namespaces: one that is alone, so that every connection attempt can be counted, and two with a road between
+them that swallows packets without a word.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from tests.support import need
 from tests.support.peers import background
@@ -45,3 +48,67 @@ def attempts() -> tuple[int, int]:
         for name, value in zip(names[1:], values[1:], strict=True)
     }
     return counts["Tcp:", "ActiveOpens"], counts["Udp:", "OutDatagrams"]
+
+
+class Road:
+    """`with Road() as road`: two machines and a router between them. `road.client` and `road.relay` name the machines, see `inside`."""
+
+    RELAY = "10.79.1.1"
+
+    def __init__(self) -> None:
+        need.root("to make network namespaces")
+        self._ip = need.program("ip")
+        number = os.getpid()
+        self.client, self.relay, self._router = (f"attack-{number}-{name}" for name in ("client", "relay", "router"))
+
+    def __enter__(self) -> Self:
+        try:
+            for name in (self.client, self.relay, self._router):
+                self._run("netns", "add", name)
+                self._run("-n", name, "link", "set", "lo", "up")
+            for number, name in enumerate((self.client, self.relay)):
+                ours, theirs = f"attack{number}", f"router{number}"
+                self._run(
+                    "link", "add", ours, "netns", name, "type", "veth", "peer", "name", theirs, "netns", self._router
+                )
+                for where, device, host in ((name, ours, 1), (self._router, theirs, 2)):
+                    self._run("-n", where, "address", "add", f"10.79.{number}.{host}/24", "dev", device)
+                    self._run("-n", where, "link", "set", device, "up")
+                self._run("-n", name, "route", "add", "default", "via", f"10.79.{number}.2")
+            self.forward(True)
+        except subprocess.CalledProcessError as error:
+            self.__exit__()
+            need.missing(f"no road of network namespaces can be made here ({error.stderr!r})")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in (self.client, self.relay, self._router):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                self._run("netns", "del", name)
+
+    def _run(self, *words: str) -> None:
+        subprocess.run([self._ip, *words], check=True, capture_output=True, timeout=30)
+
+    def forward(self, forwards: bool) -> None:
+        """A router that does not forward says nothing about it: neither machine is told of anything."""
+
+        def switch() -> None:
+            Path("/proc/sys/net/ipv4/ip_forward").write_text(str(int(forwards)), encoding="ascii")
+
+        inside(self._router, switch)
+
+
+def inside(namespace: str, work: Callable[[], T], timeout: float = 60) -> T:
+    """Run `work` in a thread that is in a namespace; sockets and processes that it makes stay there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def moved() -> T:
+        number = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+        try:
+            if libc.setns(number, _NEW_NETWORK):
+                raise OSError(ctypes.get_errno(), "setns")
+        finally:
+            os.close(number)
+        return work()
+
+    return background(moved).result(timeout)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.attack.conftest import PLAIN
+from tests.attack.namespace import Road, inside
 from tests.attack.neighbours import unharmed
 from tests.attack.proxy import Crossing
 from tests.attack.test_network import Flow, back
-from tests.support.peers import End, until
-from tests.support.processes import BEST, Process, Way
+from tests.support.peers import End, accept, connect, until
+from tests.support.processes import BEST, Client, Pair, Process, Server, Way, spec
 
 IDLE = 45.0
 QUEUED = 30.0
@@ -29,8 +32,12 @@ def when(process: Process, event: str, since: int) -> float | None:
     for line in process.err[since:]:
         entry = json.loads(line)
         if entry["event"] == event:
-            return datetime.datetime.fromisoformat(entry["ts"]).timestamp()
+            return seconds(entry)
     return None
+
+
+def seconds(entry: dict[str, str]) -> float:
+    return datetime.datetime.fromisoformat(entry["ts"]).timestamp()
 
 
 @pytest.fixture
@@ -42,6 +49,7 @@ def crossing(tmp_path: Path) -> Iterator[Crossing]:
 def take_over(crossing: Crossing, turn: int) -> float:
     """Seconds from the new login to the first visitor who is served."""
     since = len(crossing.server.err)
+    old = sessions(crossing, "client.connected")[-1][0]
     with crossing.pair() as pair:
         flow = Flow(pair, turn, upwards=turn % 2 == 0, checked=True)
         until(lambda: flow.checker.received, "data flow")
@@ -50,11 +58,17 @@ def take_over(crossing: Crossing, turn: int) -> float:
         login = when(crossing.server, "client.connected", since)
         back(crossing)
         now = time.time()
-        gone = when(crossing.server, "client.gone", since)
         assert flow.end() is End.RESET
     assert login is not None
-    assert gone is None or gone >= login, "the old session was over before the new one came"
+    gone = [at for session, at in sessions(crossing, "client.gone") if session == old]
+    assert not gone or gone[0] >= login, "the old session was over before the new one came"
     return now - login
+
+
+def sessions(crossing: Crossing, event: str) -> list[tuple[str, float]]:
+    """The session and the time of each such event of the relay."""
+    entries = [json.loads(line) for line in crossing.server.err]
+    return [(entry["session"], seconds(entry)) for entry in entries if entry["event"] == event]
 
 
 @pytest.mark.slow
@@ -108,19 +122,37 @@ def test_idle(crossing: Crossing, swallow: Callable[[Crossing], None]) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("only_long")
 @pytest.mark.parametrize("upload", [True, False], ids=["upload", "download"])
-def test_with_data_queued(crossing: Crossing, upload: bool) -> None:
-    """Who has data to send gives up after 30 s without an acknowledgement."""
-    with crossing.pair() as pair:
-        flow = Flow(pair, "queued", upwards=upload, checked=True)
+def test_with_data_queued(tmp_path: Path, upload: bool) -> None:
+    """Packets themselves are swallowed: who has data to send gives up after 30 s without an acknowledgement."""
+    with contextlib.ExitStack() as stack:
+        road = stack.enter_context(Road())
+        listener = stack.enter_context(inside(road.client, lambda: socket.create_server(("127.0.0.1", 0))))
+        server = stack.enter_context(inside(road.relay, lambda: Server(tmp_path / "server", bind=f"{road.RELAY}:0")))
+        token, expose = server.token(), [spec(listener.getsockname())]
+        client = stack.enter_context(
+            inside(road.client, lambda: Client(server.url, token, tmp_path / "client", expose=expose, name="far"))
+        )
+        where = client.addresses()[0]
+        visitor = stack.enter_context(inside(road.relay, lambda: connect(where)))
+        target = stack.enter_context(accept(listener))
+        for sock in (visitor, target):
+            sock.settimeout(2 * IDLE)
+        flow = Flow(Pair(visitor, target), "queued", upwards=upload, checked=True)
         until(lambda: flow.checker.received > 10_000_000, "data flow")
-        lines = len(crossing.server.err), len(crossing.client.err)
+        lines = len(server.err), len(client.err)
         start = time.time()
-        crossing.proxy.abandon()
-        sender = (crossing.server, "client.gone", lines[0]) if upload else (crossing.client, "tunnel.retry", lines[1])
+        road.forward(False)
+        sides = (server, "client.gone", lines[0]), (client, "tunnel.retry", lines[1])
+        sender, other = sides if upload else reversed(sides)
         until(lambda: when(*sender), "the sender has noticed", IDLE + MORE)
-        noticed = when(*sender)
-        assert noticed is not None
-        print(f"\ndata queued, {'upload' if upload else 'download'}: the sender noticed after {noticed - start:.1f} s")
-        assert noticed - start <= QUEUED + MORE
+        until(lambda: when(*other), "the other side has noticed", IDLE + MORE)
+        road.forward(True)
+        noticed, late = when(*sender), when(*other)
+        assert noticed is not None and late is not None
         assert flow.end(IDLE) is End.RESET
-    back(crossing)
+        back = client.logs("tunnel.up", since=lines[1], timeout=40)
+    print(
+        f"\ndata queued, {'upload' if upload else 'download'}: the sender noticed after {noticed - start:.1f} s, "
+        f"the other side after {late - start:.1f} s; back by itself: {bool(back)}"
+    )
+    assert noticed - start <= QUEUED + MORE
