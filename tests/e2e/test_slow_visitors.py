@@ -102,10 +102,10 @@ def stall(tmp_path: Path, echo: Echo, way: Way, flooding: str, slow: int) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flooding", ["targets", "visitors"])
-def test_a_small_memory_lets_visitors_wait(tmp_path: Path, echo: Echo, flooding: str) -> None:
+def test_a_small_memory_lets_visitors_wait(tmp_path: Path, echo: Echo, flooding: str, long: int) -> None:
     """More slow visitors than `memory` has room for: the bound holds, who is in is served, and who waits comes in later."""
-    knocking = 350
-    options = ("--limit", "memory=16M", "--audit", str(tmp_path / "log"))
+    knocking, memory = (1000, 32) if long else (180, 8)
+    options = ("--limit", f"memory={memory}M", "--audit", str(tmp_path / "log"))
     with (
         socket.create_server(("127.0.0.1", 0), backlog=knocking) as listener,
         Relay(tmp_path, BEST, listener.getsockname(), echo.target, options=options) as relay,
@@ -113,7 +113,7 @@ def test_a_small_memory_lets_visitors_wait(tmp_path: Path, echo: Echo, flooding:
     ):
         flooded, echoing = relay.addresses
         room = bound(tmp_path / "log")
-        assert room.windows + room.visitors * 2 * wire.WINDOW_FLOOR == 16 << 20
+        assert room.windows + room.visitors * 2 * wire.WINDOW_FLOOR == memory << 20
         early = stack.enter_context(connect(echoing))
         ask(early, b"before")
         visitors = [stack.enter_context(connect(flooded)) for _ in range(knocking)]

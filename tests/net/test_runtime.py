@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fastrelay.errors import StartError
 from fastrelay.limits import Limits
 from fastrelay.net import files
+from fastrelay.net import runtime as runtime_module
 from fastrelay.net.files import SMALLEST_LIMIT, lowest_free, raise_limit
 from fastrelay.net.memory import QUEUE, bound, share
 from fastrelay.net.runtime import Runtime
@@ -62,7 +63,13 @@ def test_doors_are_told_once_for_each_crossing(budget: int, steps: list[bool]) -
         loop.run(main())
 
 
-def test_descriptors_that_others_take_count(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks often."""
+    monkeypatch.setattr(runtime_module, "_LOOK_EVERY", 0.02)
+
+
+def test_descriptors_that_others_take_count(run: Run, soon: None, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody tells of these, so somebody looks; one line for as long as it lasts."""
 
     async def main() -> None:
@@ -87,7 +94,7 @@ def test_descriptors_that_others_take_count(run: Run, caplog: pytest.LogCaptureF
     assert len(caplog.records) == 1 and "files=" in caplog.text and "the test" in caplog.text
 
 
-def test_a_system_without_descriptors(run: Run) -> None:
+def test_a_system_without_descriptors(run: Run, soon: None) -> None:
     """All processes together have too many files open: no number tells that, only the refusal."""
 
     async def main() -> None:
