@@ -126,7 +126,9 @@ class Limits:
         wire.RESERVED_TIME, 1, 31_536_000, "seconds", Side.RELAY, "the name and its ports are free again"
     )
     # Strangers at the tunnel port (protocol.md section 12.1).
-    max_greetings: int = _limit(1000, 1, 65_535, "strangers", Side.RELAY, "an older one is closed for a new one")
+    max_greetings: int = _limit(
+        1000, 1, 65_535, "strangers, but an eighth of files", Side.RELAY, "an older one is closed for a new one"
+    )
     greetings_per_source: int = _limit(
         64, 1, 65_535, "strangers", Side.RELAY, "the oldest of the source is closed for a new one"
     )

@@ -81,7 +81,7 @@ class Runtime:
     @property
     def strangers(self) -> int:
         """How many strangers at the tunnel port there are descriptors for (protocol.md section 12.1)."""
-        return max(16, min(int(self.limits.max_greetings), self.files // 8))
+        return min(self.limits.max_greetings, max(16, self.files // 8))
 
     def _set_files(self, most: int) -> None:
         self.files = most
