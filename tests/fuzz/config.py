@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastrelay import config, limits, networks, policy
-from fastrelay.auth import Token
+from fastrelay.auth import KEY_SIZE, Token, parse_pin, pin_texts
 from fastrelay.errors import UsageError
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.texts import slip
@@ -47,6 +47,11 @@ def _bound(value: object) -> str:
 def _url(value: object) -> str:
     assert isinstance(value, config.Relay)
     return value.url
+
+
+def _pin(value: object) -> str:
+    assert isinstance(value, bytes) and len(value) == KEY_SIZE
+    return pin_texts([value])[0]
 
 
 def _token(value: object) -> str:
@@ -149,6 +154,7 @@ READERS = {
     "limits of a relay": Reader(lambda text: limits.parse_limits([text], limits.Side.RELAY), _limits, LIMITS),
     "limits of a client": Reader(lambda text: limits.parse_limits([text], limits.Side.CLIENT), _limits, LIMITS),
     "name": Reader(_name, str, ("home-nas", "Ann's MacBook Pro", "HOST.local", "_x", "日本", "")),
+    "pin": Reader(parse_pin, _pin, tuple(pin_texts([bytes(32), SECRET]))),
     "token": Reader(Token.parse, _token, tuple(TOKENS)),
 }  # fmt: skip
 
