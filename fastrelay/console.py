@@ -33,7 +33,14 @@ def set_up_logging() -> None:
     handler.setLevel(logging.INFO)  # notes are for the audit log
     handler.setFormatter(Lines() if sys.stderr.isatty() else JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    loops = logging.getLogger("asyncio")
+    loops.setLevel(logging.WARNING)
+    loops.addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Loops complain of writes between the end of a connection and the moment when they tell of it: that is what ends look like."""
+    return record.msg not in ("SSL connection is closed", "socket.send() raised exception.")
 
 
 def paint(text: str, colour: str) -> str:

@@ -73,6 +73,16 @@ def test_nothing_of_strangers_moves_the_cursor(text: str) -> None:
     assert line.isprintable()
 
 
+def test_writes_to_what_has_just_ended_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    loops = logging.getLogger("asyncio")
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        console.set_up_logging()
+        loops.warning("SSL connection is closed")
+        loops.warning("Unknown child process pid %d", 1)
+    loops.removeFilter(console._worth_saying)
+    assert caplog.messages == ["Unknown child process pid 1"]
+
+
 @pytest.mark.parametrize(
     ("environment", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), (None, False)]
 )
