@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ["fastrelay", "bench", "tests"]
+TWO_AT_A_TIME = ["-n", "2", "--dist", "loadscope"]
+"""Most tests wait for processes and timers. The tests of a file stay together, and share the processes that it started."""
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +23,7 @@ def main(arguments: list[str]) -> int:
         "ruff format": ["ruff", "format", "--check", *CODE],
         "ruff check": ["ruff", "check", *CODE],
         "mypy --strict": ["mypy", "--strict", *CODE],
-        "pytest": ["pytest", *arguments],
+        "pytest": ["pytest", *TWO_AT_A_TIME, *arguments],
     }
     for name, command in steps.items():
         print(f"== {name}", flush=True)
