@@ -166,6 +166,7 @@ def test_what_is_charged() -> None:
 
 def test_limits_on_strangers() -> None:
     _, rows = table("12.1")
+    assert f"not before it has had {gate._FAIR_TIME} s. Four times" in section("12.1") and gate._WAITING == 4
     assert {name: int(value) for name, value, *_ in rows} == dataclasses.asdict(gate.Limits())
 
 

@@ -1,8 +1,8 @@
 """Who is greeted at the tunnel port, and when (protocol.md section 12.1): bounds and penalties for those who have not proved who they are.
 
 Pure: time is an argument, in seconds. It says who is next and who must go; the door carries that out and tells how each one ended.
-Invariants: never more than the bounds in Limits at once; a newcomer always gets in, for it the oldest of its source goes, or of the source
-that holds the most; a penalised source is served, slowly.
+Invariants: never more than the bounds in Limits at once; a newcomer always gets in, and when all is full it is for one that has had its time,
+or for the oldest of the source that holds the most; a penalised source is served, slowly.
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ class Reached(enum.Enum):
     PENALTY = "penalty-from"
 
 
+_FAIR_TIME = 1.3
+"""Seconds that one may be silent, and then be greeted, before it goes for another: enough for a client by way of a satellite."""
+_WAITING = 4
+"""Times as many of a source may wait as may be greeted: with that they are greeted within 5 s. Of a slow source it is once as many."""
+
+
 class _Stage(enum.Enum):
     SILENT = enum.auto()
     WAITING = enum.auto()
@@ -60,11 +66,10 @@ class _Stage(enum.Enum):
 class Stranger:
     """A connection from its TCP accept until it is admitted or closed. `source` is that of the address, see `source_of`."""
 
-    __slots__ = ("_stage", "slow", "source")
+    __slots__ = ("_stage", "source")
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.slow = False  # its source had a penalty when it spoke
         self._stage = _Stage.SILENT
 
     @property
@@ -91,7 +96,7 @@ def source_of(host: str) -> str:
     return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
-_NOBODY: dict[Any, None] = {}
+_NOBODY: dict[Any, Any] = {}
 
 
 class _Source(Generic[S]):
@@ -99,16 +104,16 @@ class _Source(Generic[S]):
 
     __slots__ = (
         *("_limits", "_penalty", "_since", "_unfinished", "_unfinished_at"),
-        *("greeted", "in_lane", "name", "next", "silent", "waiting"),
+        *("greeted", "line", "name", "next", "silent", "waiting"),
     )
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
         self.silent: dict[S, None]
         self.waiting: dict[S, None]
-        self.greeted: dict[S, None]
+        self.greeted: dict[S, float]  # since when
         self.leave()
-        self.in_lane = False
+        self.line: deque[_Source[S]] | None = None  # where it waits for its turn
         self.next = 0.0  # not before then is another one of it greeted, while it has a penalty
         self._limits = limits
         self._penalty = 0.0  # at `_since`
@@ -170,77 +175,99 @@ class Gate(Generic[S]):
         self.news: list[tuple[Reached, str]] = []
         """What has begun, and of which source; whoever reads it empties it."""
         self._sources: OrderedDict[str, _Source[S]] = OrderedDict()  # least recently used first
+        self._silent: dict[S, float] = {}  # since when, of all sources
+        self._greeted: dict[S, float] = {}
         self._crowds: dict[int, dict[_Source[S], None]] = {}  # how many are here -> the sources with so many
         self._most = 0  # the largest key
-        self._ready: deque[S] = deque()
-        self._lane: deque[_Source[S]] = deque()  # sources with a penalty and somebody waiting, whose turn is next first
+        self._ready: deque[_Source[S]] = deque()  # sources with somebody waiting, whose turn is next first
+        self._lane: deque[_Source[S]] = deque()  # the same of those with a penalty
         self._lane_next = 0.0
 
     def arrive(self, stranger: S, now: float) -> S | None:
         """Take in a newcomer. Returns who must be closed for it, if anybody, and is already forgotten here."""
-        source = self._sources.get(stranger.source)
         goes: S | None = None
-        if source is not None and len(source.silent) + len(source.waiting) >= self.limits.greetings_per_source:
-            goes = self._evict(source, Reached.SOURCE, now)
-        elif self.here >= self.limits.max_greetings:
-            goes = self._evict(next(iter(self._crowds[self._most])), Reached.ALL, now)
+        if self.here >= self.limits.max_greetings:
+            goes = self._least(now)
+            self._send_away(goes, self._sources[goes.source], Reached.ALL, now)
         source = self._source(stranger.source)
         if not source.here:
             source.come()
         source.silent[stranger] = None
+        self._silent[stranger] = now
         self._count(source, 1)
         self._forget(now)
         return goes
 
-    def speak(self, stranger: S, now: float) -> None:
-        """It has said something: it is greeted when its turn comes."""
+    def speak(self, stranger: S, now: float) -> S | None:
+        """It has said what it must: it is greeted when its turn comes. Returns who must be closed for it, as from `arrive`."""
         source = self._sources[stranger.source]
+        slow = source.slow(now)
+        goes: S | None = None
+        if len(source.waiting) >= self.limits.greetings_per_source * (1 if slow else _WAITING):
+            goes = next(iter(source.waiting))
+            self._send_away(goes, source, Reached.SOURCE, now)
         del source.silent[stranger]
+        del self._silent[stranger]
         source.waiting[stranger] = None
         stranger._stage = _Stage.WAITING
-        stranger.slow = source.slow(now)
-        if not stranger.slow:
-            self._ready.append(stranger)
-        elif not source.in_lane:
-            source.in_lane = True
-            self._lane.append(source)
+        if source.line is None:
+            self._line_up(source, self._lane if slow else self._ready)
+        return goes
 
     def candidate(self, now: float) -> S | None:
         """Whose turn it is. Nothing changes: who turns out to be dead is to `end`, and the others to `begin`, before the next is asked for."""
-        while self._ready and not self._ready[0].waiting:
-            self._ready.popleft()
-        if self._ready:
-            return self._ready[0]
-        lane = self._lane
-        while lane and not lane[0].waiting:
-            lane.popleft().in_lane = False
-        return next(iter(lane[0].waiting)) if lane and self._due(now) <= 0 else None
+        for line in (self._ready, self._lane):
+            while line and not line[0].waiting:
+                line.popleft().line = None
+        for _ in range(len(self._ready)):
+            source = self._ready[0]
+            if not source.waiting or source.slow(now):
+                self._ready.popleft()
+                self._line_up(source, self._lane if source.waiting else None)
+            elif self._place(source) <= now:
+                return next(iter(source.waiting))
+            else:
+                self._ready.rotate(-1)
+        return next(iter(self._lane[0].waiting)) if self._lane and self._due(now) <= 0 else None
 
     def due(self, now: float) -> float | None:
-        """In how many seconds `candidate` has to be asked again; None while time alone changes nothing."""
-        return max(0.0, self._due(now)) if self._lane else None
+        """In how many seconds `candidate` has to be asked again; None while nothing but an `end` changes anything."""
+        times = [self._place(source) - now for source in self._ready if source.waiting]
+        if self._lane:
+            times.append(self._due(now))
+        return max(0.0, min(times)) if times else None
 
     def _due(self, now: float) -> float:
         return max(self._lane_next, self._lane[0].next) - now
 
+    def _place(self, source: _Source[S]) -> float:
+        """When there is, or was, a place for another one of a source to be greeted."""
+        if len(source.greeted) < self.limits.greetings_per_source:
+            return 0.0
+        return next(iter(source.greeted.values())) + _FAIR_TIME
+
+    def _line_up(self, source: _Source[S], line: deque[_Source[S]] | None) -> None:
+        source.line = line
+        if line is not None:
+            line.append(source)
+
     def begin(self, stranger: S, now: float) -> S | None:
-        """Greet the candidate from now on. Returns who must be closed for it, if anybody, and is already forgotten here."""
+        """Greet the candidate from now on. Returns who must be closed for it, as from `arrive`."""
         source = self._sources[stranger.source]
-        if self._ready:
-            self._ready.popleft()
-        else:
-            self._lane.popleft()
+        line = source.line
+        assert line is not None
+        assert line[0] is source
+        line.popleft()
+        if line is self._lane:
             source.next = now + 1 / self.limits.penalty_rate
             self._lane_next = now + 1 / self.limits.penalty_rate_all
-            source.in_lane = len(source.waiting) > 1
-            if source.in_lane:
-                self._lane.append(source)
+        self._line_up(source, line if len(source.waiting) > 1 else None)
         goes: S | None = None
         if len(source.greeted) >= self.limits.greetings_per_source:
             goes = next(iter(source.greeted))
             self._send_away(goes, source, Reached.SOURCE, now)
         del source.waiting[stranger]
-        source.greeted[stranger] = None
+        source.greeted[stranger] = self._greeted[stranger] = now
         stranger._stage = _Stage.GREETED
         return goes
 
@@ -249,11 +276,15 @@ class Gate(Generic[S]):
         if not stranger.gone:
             self._remove(stranger, how, now)
 
-    def _evict(self, source: _Source[S], reached: Reached, now: float) -> S:
-        """The oldest goes; one that is being greeted only if there is no other."""
-        goes = next(iter(source.silent or source.waiting or source.greeted))
-        self._send_away(goes, source, reached, now)
-        return goes
+    def _least(self, now: float) -> S:
+        """Who goes when all is full: one that has had its time, wherever it is from; else the oldest of the largest crowd."""
+        for stage in (self._silent, self._greeted):
+            for oldest, since in stage.items():
+                if now >= since + _FAIR_TIME:
+                    return oldest
+                break
+        crowd = next(iter(self._crowds[self._most]))
+        return next(iter(crowd.silent or crowd.waiting or crowd.greeted))
 
     def _send_away(self, stranger: S, source: _Source[S], reached: Reached, now: float) -> None:
         self.news.append((reached, source.name))
@@ -261,9 +292,11 @@ class Gate(Generic[S]):
 
     def _remove(self, stranger: S, how: End, now: float) -> None:
         source = self._sources[stranger.source]
-        for stage in (source.silent, source.waiting, source.greeted):
-            stage.pop(stranger, None)
-        greeted = stranger._stage is _Stage.GREETED
+        source.silent.pop(stranger, None)
+        self._silent.pop(stranger, None)
+        source.waiting.pop(stranger, None)
+        self._greeted.pop(stranger, None)
+        greeted = source.greeted.pop(stranger, None) is not None
         stranger._stage = _Stage.GONE
         self._count(source, -1)
         if not source.here:

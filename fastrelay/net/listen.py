@@ -113,6 +113,7 @@ class TunnelDoor:
         self._tally = Tally()
         self._sum_up: asyncio.TimerHandle | None = None
         self._turn: asyncio.TimerHandle | None = None
+        self._turn_at = float("inf")
         self._held: set[Knock] = set()  # not greeted yet
         runtime.loop.add_reader(sock.fileno(), self._accept)
 
@@ -138,7 +139,9 @@ class TunnelDoor:
         """A link's peer has proved who it is."""
         knock = self._links.pop(link)
         knock.timer.cancel()
-        self.gate.end(knock, End.ADMITTED, time.monotonic())
+        now = time.monotonic()
+        self.gate.end(knock, End.ADMITTED, now)
+        self._come_again(now)
 
     def ended(self, link: Link, error: Exception | None) -> None:
         """A link that was not admitted is gone."""
@@ -191,8 +194,10 @@ class TunnelDoor:
             wanted = _client_hello(said, most) if self.context else 1
             if len(said) >= wanted:
                 self._stop_reading(knock)
-                self.gate.speak(knock, time.monotonic())
-                self._next()
+                goes = self.gate.speak(knock, time.monotonic())
+                if goes is not None:
+                    self._send_away(goes)
+                self._next(knock)
                 return
             if said and not _hung_up(knock.sock):
                 self._read(knock, wanted)
@@ -226,12 +231,12 @@ class TunnelDoor:
             with contextlib.suppress(OSError):
                 knock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
-    def _next(self) -> None:
-        """Greet those whose turn it is."""
+    def _next(self, fresh: Knock | None = None) -> None:
+        """Greet those whose turn it is; `fresh` has spoken just now."""
         gate = self.gate
         now = time.monotonic()
         while (knock := gate.candidate(now)) is not None:
-            if knock.slow and _hung_up(knock.sock):  # it did not wait for its turn, which is then another's
+            if knock is not fresh and _hung_up(knock.sock):  # it did not wait for its turn, which is then another's
                 self._send_away(knock)
                 self._over(knock, None, End.UNFINISHED)
                 continue
@@ -240,12 +245,19 @@ class TunnelDoor:
                 self._send_away(goes)
             self._held.discard(knock)
             self._runtime.spawn(self._runtime.loop.create_task(self._greet(knock)))
-        due = gate.due(now)
-        if due is not None and self._turn is None:
-            self._turn = self._runtime.loop.call_later(due, self._next_in_lane)
+        self._come_again(now)
 
-    def _next_in_lane(self) -> None:
-        self._turn = None
+    def _come_again(self, now: float) -> None:
+        """Greet the next ones as soon as it is their turn."""
+        due = self.gate.due(now)
+        if due is not None and now + due < self._turn_at:
+            if self._turn is not None:
+                self._turn.cancel()
+            self._turn_at = now + due
+            self._turn = self._runtime.loop.call_later(due, self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._turn_at = float("inf")
         self._next()
         self._tell_news()
 
@@ -303,7 +315,9 @@ class TunnelDoor:
         knock.timer.cancel()
         if knock.gone:
             return
-        self.gate.end(knock, how, time.monotonic())
+        now = time.monotonic()
+        self.gate.end(knock, how, now)
+        self._come_again(now)
         self._tell_refusal(knock.source, knock.address, error, first)
         self._tell_news()
 

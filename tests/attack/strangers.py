@@ -188,6 +188,38 @@ class Slowloris(Crowd):
                 pass
 
 
+class Site(Crowd):
+    """Honest clients, all from one address, as after a restart of their relay: each logs in once, all within `spread` seconds."""
+
+    def __init__(self, address: Address, token: Token, source: str, number: int, spread: float) -> None:
+        super().__init__(address)
+        self.token = token
+        self.source = source
+        self.number = number
+        self.spread = spread
+        self.admitted: list[float] = []  # seconds that it took
+        self.failed = 0
+
+    async def work(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(self.number):
+                group.create_task(self._come(number))
+
+    async def _come(self, number: int) -> None:
+        await asyncio.sleep(self.spread * number / self.number)
+        start = time.monotonic()
+        try:
+            reader, writer = await self.connect(self.source, tls=True)
+            try:
+                await try_token(reader, writer, self.token, f"site-{number}", Kind.WELCOME)
+            finally:
+                writer.transport.abort()
+        except (OSError, asyncio.IncompleteReadError):
+            self.failed += 1
+        else:
+            self.admitted.append(time.monotonic() - start)
+
+
 class Guessers(Crowd):
     """Logs in with tokens that nobody has, `at_once` at a time, from `sources` in turn; each gives up after `patience` seconds."""
 
@@ -220,23 +252,31 @@ class Guessers(Crowd):
                 await asyncio.sleep(0.001)
 
     async def _once(self, source: str) -> None:
-        async def answer(kind: Kind) -> bytes:
-            head = await reader.readexactly(HEADER_SIZE)
-            payload = await reader.readexactly(int.from_bytes(head[1:4], "big"))
-            assert head[0] == kind, f"{head[0]} is not {kind}: {payload!r}"
-            return payload
-
         reader, writer = await self.connect(source, tls=True)
         try:
-            bound = fingerprint(writer)
-            ours = hello(bound)
-            writer.write(frame(Kind.HELLO, 0, ours))
-            words, _ = auth(self.token, ours, await answer(Kind.HELLO), bound, "guesser", "guesser")
-            writer.write(words)
-            refusal = await answer(Kind.GOAWAY)
+            refusal = await try_token(reader, writer, self.token, "guesser", Kind.GOAWAY)
             assert int.from_bytes(refusal[4:8], "big") == Code.UNAUTHORIZED, refusal
         finally:
             writer.transport.abort()
+
+
+async def try_token(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: Token, name: str, wanted: Kind
+) -> bytes:
+    """The payload of the relay's last answer, which is of this kind."""
+
+    async def answer(kind: Kind) -> bytes:
+        head = await reader.readexactly(HEADER_SIZE)
+        payload = await reader.readexactly(int.from_bytes(head[1:4], "big"))
+        assert head[0] == kind, f"{head[0]} is not {kind}: {payload!r}"
+        return payload
+
+    bound = fingerprint(writer)
+    ours = hello(bound)
+    writer.write(frame(Kind.HELLO, 0, ours))
+    words, _ = auth(token, ours, await answer(Kind.HELLO), bound, name, name)
+    writer.write(words)
+    return await answer(wanted)
 
 
 def client_hello(context: ssl.SSLContext) -> bytes:

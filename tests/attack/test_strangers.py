@@ -15,7 +15,7 @@ from tests.attack.client import auth, binding, connect, hello, login
 from tests.attack.conftest import PLAIN
 from tests.attack.frames import Code, Kind, Token, frame
 from tests.attack.neighbours import cpu
-from tests.attack.strangers import Guessers, Phase, Slowloris
+from tests.attack.strangers import Guessers, Phase, Site, Slowloris
 from tests.support import need
 from tests.support.peers import Address, until
 from tests.support.processes import BEST, Server
@@ -89,6 +89,7 @@ def stalled(relay: Server, attack: Slowloris, deadline: float, long: bool) -> No
     files, memory, lines, used = relay.files(), relay.rss(), lines_about_strangers(relay), cpu(relay)
     began = time.monotonic()
     with attack:
+        until(lambda: attack.opened >= attack.number, "all have come")
         until(lambda: relay.files() - files > 0.95 * MAX_GREETINGS, "the relay is full of strangers")
         most = relay.files() - files
         times = good_clients(relay.address, token, "early", good * 4, 0.1)
@@ -117,6 +118,17 @@ def stalled(relay: Server, attack: Slowloris, deadline: float, long: bool) -> No
     assert all(told) or (long and any(told)), "they are told why, unless they must go for others in the same moment"
     assert grown < 100 * 1024
     assert lines_about_strangers(relay) - lines < 400
+
+
+@pytest.mark.slow
+def test_a_whole_site_comes_back(relay: Server) -> None:
+    """More clients than an address may have in their handshake, at once: they wait for each other, and nobody is closed or pays."""
+    site = Site(relay.address, Token.parse(relay.token()), OURS, 250, 0.0)
+    with site:
+        until(lambda: len(site.admitted) + site.failed == site.number, "all have tried")
+    print(f"a site of {site.number} comes back at once: {said(site.admitted)}")
+    assert not site.failed
+    assert not lines_about_strangers(relay)
 
 
 def guessed(attack: Guessers, since: float, until: float) -> float:

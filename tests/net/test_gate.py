@@ -98,18 +98,38 @@ def test_who_speaks_is_greeted_at_once() -> None:
     assert one.here == 0 and not one._sources and not one.news
 
 
-def test_the_oldest_of_a_source_goes_for_a_new_one() -> None:
-    one = gate(greetings_per_source=3)
-    first, *others = [arrive(one, 0) for _ in range(3)]
-    assert one.arrive(Stranger(HERE), 0) is first and first.gone
-    arrive(one, 0, THERE)
-    greeted = [greet(one, 0, "192.0.2.3") for _ in range(3)]
-    arrive(one, 0, "192.0.2.3")  # silent ones and those who are greeted do not push each other out
-    stranger = arrive(one, 0, "192.0.2.3")
-    one.speak(stranger, 0)
-    assert one.candidate(0) is stranger and one.begin(stranger, 0) is greeted[0]
-    assert one.news == [(Reached.SOURCE, HERE), (Reached.SOURCE, "192.0.2.3")]
-    assert not any(stranger.gone for stranger in (*others, *greeted[1:], stranger))
+def test_a_crowd_of_one_source_is_greeted_in_turn() -> None:
+    """As when the clients of a whole site come back at once: nobody must go, and nobody pays."""
+    one = gate()
+    crowd = [arrive(one, 0) for _ in range(256)]
+    for stranger in crowd:
+        assert one.speak(stranger, 0) is None
+    begun = [stranger for _, stranger in served(one, 0, 0)]
+    assert begun == crowd[:64]
+    others = [greet(one, 0, f"s{n}") for n in range(10)]
+    for n, stranger in enumerate(crowd[64:]):
+        assert one.candidate(0.1) is None
+        one.end(crowd[n], End.ADMITTED, 0.1)
+        assert one.candidate(0.1) is stranger and one.begin(stranger, 0.1) is None
+    assert not one.news and one.here == 64 + len(others)
+
+
+def test_who_stalls_goes_for_who_waits() -> None:
+    """But has a fair time before."""
+    one = gate(greetings_per_source=2)
+    first, second = greet(one, 0), greet(one, 0.5)
+    waiting = [arrive(one, 1) for _ in range(8)]
+    for stranger in waiting:
+        assert one.speak(stranger, 1) is None
+    late = arrive(one, 1)
+    assert one.speak(late, 1) is waiting[0] and one.news == [(Reached.SOURCE, HERE)]
+    assert one.candidate(1.2) is None and one.due(1.2) == pytest.approx(0.1)
+    assert one.candidate(1.31) is waiting[1] and one.begin(waiting[1], 1.31) is first
+    assert one.candidate(1.31) is None and one.due(1.31) == pytest.approx(0.49)
+    assert one.candidate(1.81) is waiting[2] and one.begin(waiting[2], 1.81) is second
+    begun = served(one, 1.81, 10)
+    assert [stranger for _, stranger in begun] == [*waiting[3:], late], "everybody is greeted in the end"
+    assert not one._sources[HERE].penalty(10)
 
 
 def test_when_all_is_full_the_largest_crowd_gives_way() -> None:
@@ -124,6 +144,20 @@ def test_when_all_is_full_the_largest_crowd_gives_way() -> None:
     assert goes is not None and goes.source == HERE, "now it is the largest crowd itself"
     assert one.here == 10 and not any(stranger.gone for stranger in few)
     assert {what for what, _ in one.news} == {Reached.ALL}
+
+
+def test_when_all_is_full_those_go_first_who_had_their_time() -> None:
+    """Wherever they are from: who is silent, then who stalls; who waits does not lose its place for them."""
+    one = gate(max_greetings=6, greetings_per_source=2)
+    few = arrive(one, 0, THERE)
+    stalled = greet(one, 0.1, THERE)
+    crowd = [greet(one, 1, HERE) for _ in range(2)]
+    waiting = [arrive(one, 1, HERE) for _ in range(2)]
+    for stranger in waiting:
+        one.speak(stranger, 1)
+    late = [Stranger("192.0.2.3") for _ in range(3)]
+    assert [one.arrive(stranger, 1.5) for stranger in late] == [few, stalled, waiting[0]]
+    assert one.arrive(Stranger("192.0.2.3"), 2.5) is crowd[0]
 
 
 def test_a_newcomer_gets_in_among_sources_with_one_each() -> None:
@@ -214,8 +248,8 @@ def test_who_was_not_greeted_costs_nothing() -> None:
     for how in (End.UNFINISHED, End.SLOW, End.REFUSED) * 1000:
         one.end(arrive(one, 0), how, 0)
     assert not one._sources
-    for _ in range(1000):
-        one.arrive(Stranger(HERE), 0)
+    for _ in range(900):
+        arrive(one, 0)
     assert not one._sources[HERE].penalty(0)
     for _ in range(2):
         one.end(greet(one, 0, THERE), End.SLOW, 0)
@@ -239,15 +273,25 @@ def test_who_dies_in_the_lane_costs_it_nothing() -> None:
 
 def test_a_crowd_in_the_lane_does_not_push_out_who_is_greeted() -> None:
     one = gate(greetings_per_source=4)
-    fail(one, 0, 3)
+    fail(one, 0, 4)
     good = arrive(one, 0)
     one.speak(good, 0)
     one.begin(good, 0)
+    goes = 0
     for n in range(100):
-        stranger = Stranger(HERE)
-        one.arrive(stranger, n / 1000)
-        one.speak(stranger, n / 1000)
-    assert not good.gone and one.here == 5
+        goes += one.speak(arrive(one, n / 10_000), n / 10_000) is not None
+    assert not good.gone and one.here == 5 and goes == 96
+
+
+def test_who_waits_when_the_penalty_begins_goes_on_in_the_lane() -> None:
+    one = gate(greetings_per_source=2)
+    failing = [greet(one, 0) for _ in range(2)]
+    waiting = [arrive(one, 0) for _ in range(6)]
+    for stranger in waiting:
+        one.speak(stranger, 0)
+    for stranger in failing:
+        one.end(stranger, End.SLOW, 0)
+    assert [round(at, 3) for at, _ in served(one, 0, 10)] == [0, 0.05, 0.1, 0.15, 0.2, 0.25]
 
 
 # --- memory ------------------------------------------------------------------------------------------------------------
@@ -323,16 +367,15 @@ class Everything(RuleBasedStateMachine):
     @precondition(lambda self: self.silent())
     @rule(data=st.data())
     def speak(self, data: st.DataObject) -> None:
-        self.gate.speak(data.draw(st.sampled_from(self.silent())), self.now)
+        self.gone(self.gate.speak(data.draw(st.sampled_from(self.silent())), self.now))
 
     @rule()
     def greet(self) -> None:
         while (stranger := self.gate.candidate(self.now)) is not None:
             assert stranger.waiting
-            self.gone(self.gate.begin(stranger, self.now))
-            if stranger.slow:
+            if self.gate._sources[stranger.source].line is self.gate._lane:
                 self.greeted.append((self.now, stranger))
-        assert all(one.slow for one in self.here if one.waiting)
+            self.gone(self.gate.begin(stranger, self.now))
         assert (self.gate.due(self.now) is not None) or not any(one.waiting for one in self.here)
 
     @precondition(lambda self: self.here)
@@ -349,7 +392,7 @@ class Everything(RuleBasedStateMachine):
     @rule()
     def drain_the_lane(self) -> None:
         """With time everybody who waits is greeted."""
-        for _ in range(20):
+        for _ in range(30):
             self.greet()
             self.now += self.gate.due(self.now) or 0
         assert not any(one.waiting for one in self.here)
@@ -365,7 +408,8 @@ class Everything(RuleBasedStateMachine):
         }
         for source in held.values():
             assert len(source.greeted) <= limits.greetings_per_source
-            assert len(source.silent) + len(source.waiting) <= limits.greetings_per_source
+            assert len(source.waiting) <= 4 * limits.greetings_per_source
+            assert not source.waiting or source.line is not None
         crowds = {number: set(sources) for number, sources in gate._crowds.items()}
         assert crowds == {
             number: {source for source in held.values() if source.here == number}

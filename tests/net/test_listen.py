@@ -21,6 +21,7 @@ from fastrelay import wire
 from fastrelay.errors import Code, ProtocolError
 from fastrelay.limits import Limits as RuntimeLimits
 from fastrelay.net import door as door_module
+from fastrelay.net import gate as gate_module
 from fastrelay.net import listen as listen_module
 from fastrelay.net import runtime as runtime_module
 from fastrelay.net.door import VisitorDoor
@@ -600,25 +601,34 @@ def test_a_client_with_tls(run: Run, context: ssl.SSLContext) -> None:
     run(main())
 
 
-def test_the_oldest_goes_for_a_new_one(run: Run, context: ssl.SSLContext) -> None:
-    """Whether it was silent, in TLS or behind it; the newcomer is greeted."""
+@pytest.mark.parametrize("behind", [False, True], ids=["in TLS", "behind TLS"])
+def test_the_oldest_goes_for_a_new_one(
+    run: Run, context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, behind: bool
+) -> None:
+    """Who is greeted and stalls goes for who waits, when it has had a fair time; the newcomer is greeted."""
+    monkeypatch.setattr(gate_module, "_FAIR_TIME", 0.2)
 
     async def main() -> None:
         bench = TunnelBench(context, greetings_per_source=2)
-        silent = [bench.knock() for _ in range(3)]
-        assert (await silent[0].to_end())[1] is End.RESET
-        in_tls = [bench.knock() for _ in range(3)]
-        for local in in_tls:
-            await local.send(client_hello())
-        await in_tls[0].to_end()
-        through = [await bench.tls() for _ in range(3)]
-        assert await through[0][0].read() == b""
-        await until(lambda: bench.guests.ended == 1, "one that stood was ended")
-        for local in (*silent[:1], *in_tls):
-            await local.to_end()
-        for _, writer in through:
-            writer.close()
-        assert [told.what for told in bench.told if told.what] == ["greetings-per-source"], "once, however often"
+        through = []
+        if behind:
+            through = [await bench.tls() for _ in range(2)]
+        else:
+            for _ in range(2):
+                local = bench.knock()
+                await local.send(client_hello())
+                await local.read(1)
+        start = time.monotonic()
+        reader, writer = await bench.tls()
+        assert 0.1 < time.monotonic() - start < 5
+        await until(lambda: bench.guests.ended == behind, "one that stood was ended")
+        if behind:
+            assert await through[0][0].read() == b""
+        else:
+            await bench.outside[0].to_end()
+        assert [told.what for told in bench.told] == ["greetings-per-source"]
+        for _, other in (*through, (reader, writer)):
+            other.close()
         await bench.close()
 
     run(main())

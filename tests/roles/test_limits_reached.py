@@ -133,7 +133,11 @@ async def max_greetings(bench: RelayBench) -> None:
 
 async def greetings_per_source(bench: RelayBench) -> None:
     strangers = [await bench.knock() for _ in range(4)]
+    for peer in strangers:
+        await peer.send(b"\x10")
     assert await strangers[0].frames_to_end() == []
+    for peer in strangers:
+        peer.close()
     await bench.client()
 
 
