@@ -154,25 +154,24 @@ def test_streams_at_once(victim: Victim) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("service", [1, 2], ids=["hangs", "answers"])
-def test_rapid_reset(victim: Victim, long: int, service: int) -> None:
+def test_rapid_reset(victim: Victim, long: int) -> None:
     """OPEN and RESET, again and again: no dial outlives its stream by much, and those that do are bounded."""
     number = 1_000_000 * long or 10_000
     numbers = ids()
     with victim.relay.welcome(2) as line:
-        used, before = cpu(victim.client), victim.client.rss()
-        words = (
-            frames.open_(one, frames.service(service)) + frames.reset(one) for one in itertools.islice(numbers, number)
-        )
-        assert line.flood(batches(words), patience=60) == number, line.goaway
-        serves(line, next(numbers))
-        until(lambda: victim.dials() == 0, "no dial is under way")
-        used, gained = cpu(victim.client) - used, victim.client.peak() - before
-        refused = line.resets[Code.LIMIT]
-    print(
-        f"\nrapid reset by the relay: {number}, {refused} refused, {used / number * 1e6:.0f} µs of CPU each, +{gained >> 10} MiB"
-    )
-    assert gained <= MAX_STREAMS * DIAL
+        for target, service in {"hangs": 1, "answers": 2}.items():
+            used, before = cpu(victim.client), victim.client.rss()
+            opened = itertools.islice(numbers, number)
+            words = (frames.open_(one, frames.service(service)) + frames.reset(one) for one in opened)
+            assert line.flood(batches(words), patience=60) == number, line.goaway
+            serves(line, next(numbers))
+            until(lambda: victim.dials() == 0, "no dial is under way")
+            used, gained = cpu(victim.client) - used, victim.client.peak() - before
+            print(
+                f"\nrapid reset by the relay, the target {target}: {number}, {line.resets[Code.LIMIT]} refused, "
+                f"{used / number * 1e6:.0f} µs of CPU each, +{gained >> 10} MiB"
+            )
+            assert gained <= MAX_STREAMS * DIAL
 
 
 @pytest.mark.slow
@@ -325,10 +324,8 @@ def test_refusal_with_words_for_a_terminal(tmp_path: Path) -> None:
     [
         (True, bytes(32)),
         pytest.param(False, bytes(31), marks=pytest.mark.slow),
-        pytest.param(True, b"", marks=pytest.mark.slow),
-        pytest.param(False, b"x" * 3000, marks=pytest.mark.slow),
     ],
-    ids=["tls", "plain, short", "tls, empty", "plain, long"],
+    ids=["tls", "plain, short"],
 )
 def test_wrong_proof(tmp_path: Path, tls: bool, proof: bytes) -> None:
     """It does not know the token: the client gives up, says so, and has asked it for nothing. With the right pin as well."""
@@ -362,7 +359,7 @@ def test_another_certificate(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_nonsense(victim: Victim, long: int) -> None:
     """Frames of a relay, some of them broken: each time the client ends the tunnel or goes on, and it is always back by itself."""
-    number = 200 * long or 2
+    number = 200 * long or 1
     random = Random(number)
     ends: dict[str, int] = {}
     count = mutated = 0
