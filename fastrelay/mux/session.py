@@ -43,6 +43,21 @@ class Owner(Protocol):
         """The last stream is gone."""
 
 
+class _Nobody:
+    """The owner of a session that is over."""
+
+    def on_open(self, stream: Stream, request: wire.Open) -> None: ...
+    def on_expose(self, request: wire.Expose) -> None: ...
+    def on_exposed(self, answer: wire.Exposed) -> None: ...
+    def on_pins(self, pins: tuple[bytes, ...]) -> None: ...
+    def on_goaway(self, code: Code, text: str) -> None: ...
+    def on_idle(self) -> None: ...
+
+
+def _nobody(*_: object) -> None:
+    """Whom it called."""
+
+
 class Session:
     """`dialer` is true at the client; a session that is not the dialer is the relay's, and charges as such (protocol.md section 12)."""
 
@@ -153,6 +168,12 @@ class Session:
         self._marked.clear()
         for stream in streams:
             stream.lose()
+        # Nobody calls us any more, and we call nobody: without these cycles all of it is freed now, not when the collector comes.
+        self._handlers.clear()
+        self._stream_handlers.clear()
+        self.decoder.hand_to(_nobody, _nobody, _nobody, 0)
+        self.write = self._wake = self.on_refused = _nobody
+        self.owner = _Nobody()
 
     def flush(self) -> None:
         """Write what is owed. Called when the tunnel can take it."""

@@ -38,6 +38,15 @@ class Core(Protocol):
     def feed(self, chunk: memoryview, now: float) -> None: ...
 
 
+class _Deaf:
+    """What is fed before there is somebody, and after."""
+
+    def feed(self, chunk: memoryview, now: float) -> None: ...
+
+
+_DEAF = _Deaf()
+
+
 class Role(Protocol):
     """What a link tells whom it works for."""
 
@@ -55,7 +64,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self.decoder = Decoder(self.streams)
         self.first_bytes = b""  # what the other side said first, for an explanation when it does not speak our protocol
         self.error: Exception | None = None  # why the tunnel ends, as soon as somebody knows
-        self._core: Core
+        self._core: Core = _DEAF
         self._read_at_most(SHARED_FRAME)
         self._long = 0.0  # the thread's time after the last read that was looked at, if that took long
         self._made = time.monotonic()
@@ -176,8 +185,10 @@ class Link(Outbox, asyncio.BufferedProtocol):
         if self.session is not None:
             self.session.lose()
         self.role.on_closed(self, self.error or exc)
-        # We are part of cycles, and the collector may be long in coming: the buffers of TLS, half a MiB after a flood, do not wait for it.
+        # The collector may be long in coming: what we hold, and the buffers of TLS, half a MiB after a flood, do not wait for it.
         del self.transport
+        self._core = _DEAF
+        self.session = None
 
     # --- the session ---------------------------------------------------------------------------------------------------
 

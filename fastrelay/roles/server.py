@@ -406,6 +406,7 @@ class Tunnel:
         """Public ports are closed: visitors are refused from now on."""
         for service in self.services.values():
             service.door.close()
+            del service.door  # which knows how to make visitors of this service: a cycle
         self.services.clear()
 
     def full(self) -> None:
