@@ -22,6 +22,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=25.0, help="connections a second")
     parser.add_argument("--kills", type=int, help="tunnels that are cut (default: one a minute)")
     parser.add_argument("--restarts", type=int, default=4, help="of the relay")
+    parser.add_argument(
+        "--warm-up", type=int, default=200, help="tunnels that are cut one after the other before what is judged"
+    )
     parser.add_argument("--rests", type=int, default=12, help="moments in which nobody is connected")
     parser.add_argument("--way", choices=[repr(way) for way in WAYS], default=repr(WAYS[0]))
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9)
@@ -40,6 +43,7 @@ def main() -> int:
             rate=options.rate,
             kills=max(1, round(options.minutes)) if options.kills is None else options.kills,
             restarts=options.restarts,
+            warm_up=options.warm_up,
             rests=options.rests,
             seed=options.seed,
             ss=ss,
