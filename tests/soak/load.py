@@ -41,6 +41,10 @@ class Plan:
     pause: float
 
 
+class EarlyEndError(AssertionError):
+    """A direction ended cleanly before its time."""
+
+
 class Load:
     """`rate` connections a second while `flowing`. `failures` are sentences; none is right."""
 
@@ -206,8 +210,12 @@ class Load:
             await asyncio.sleep(plan.pause)
             await self._send(sock, out, ours, end=True)
         else:
-            both = self._whole(sock, checker, theirs), self._send(sock, out, ours, end=True)
-            for error in await asyncio.gather(*both, return_exceptions=True):
+            both = self._send(sock, out, ours, end=True), self._whole(sock, checker, theirs)
+            sent, read = await asyncio.gather(*both, return_exceptions=True)
+            # The kernel tells of a reset once: if who sends has heard of it, who reads sees an end.
+            if isinstance(read, EarlyEndError) and isinstance(sent, ConnectionError):
+                raise sent
+            for error in (read, sent):
                 if error is not None:
                     raise error
 
@@ -234,4 +242,5 @@ class Load:
         """Everything, and then a clean end."""
         if await self._read(sock, checker) is End.RESET:
             raise ConnectionResetError(f"after {checker.received} of {size} bytes")
-        assert checker.received == size, f"a clean end after {checker.received} of {size} bytes"
+        if checker.received != size:
+            raise EarlyEndError(f"a clean end after {checker.received} of {size} bytes")
