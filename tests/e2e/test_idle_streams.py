@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import need
 from tests.support.payload import Checker, Keystream
-from tests.support.peers import TIMEOUT, End, background, connect, echoes, exactly, read_to_end, send_and_end
+from tests.support.peers import TIMEOUT, End, background, connect, echoes, exactly, read_to_end, send_and_end, until
 from tests.support.processes import WAYS, Echo, Relay, Way
 
 BUDGET_KIB = 4.0  # for each stream, both processes together
@@ -32,15 +32,16 @@ def test_idle_streams(tmp_path: Path, way: Way, number: int) -> None:
     need.files(2 * number if number < 5000 else number + 2000)
     with Echo() as echo, Relay(tmp_path, way, echo.target) as relay, contextlib.ExitStack() as stack:
         processes = (relay.server, relay.client)
+        open_ = [process.files() for process in processes]
         for _ in range(100):  # what the first streams cost once, buffers and all, is not what a stream costs
             echoes(relay.addresses[0])
         with connect(relay.addresses[0]) as sock:
             sending = background(send_and_end, sock, Keystream("warm"), 20_000_000)
             assert read_to_end(sock, Checker("warm")) is End.EOF
             sending.result(TIMEOUT)
+        until(lambda: [process.files() for process in processes] == open_, "the first streams are gone")
         time.sleep(1)
         before = [process.rss() for process in processes]
-        open_ = [process.files() for process in processes]
 
         start = time.monotonic()
         visitors: list[socket.socket] = []
