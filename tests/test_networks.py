@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastrelay.errors import UsageError
@@ -39,15 +39,25 @@ near_networks = st.builds(
 @given(st.lists(near_networks | some_networks(), min_size=1, max_size=MAX_NETWORKS), near | st.ip_addresses())
 def test_membership_is_that_of_ipaddress(listed: list[Network], address: Address) -> None:
     made = read(map(str, listed))
-    expected = any(address in network for network in listed if not _mapped(network))
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        expected = any(address.ipv4_mapped in network for network in listed)
-    assert (str(address) in made) is expected
+    plain = (address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None) or address
+    assert (str(address) in made) is any(plain in _plain(network) for network in listed)
     assert Networks(made.texts) == made, "what was read is canonical"
 
 
-def _mapped(network: Network) -> bool:
-    return network.version == 6 and network.subnet_of(ipaddress.IPv6Network("::ffff:0:0/96"))
+@example([ipaddress.ip_network("::ffff:0:0/96")], ipaddress.ip_address("192.0.2.1"))
+@example([ipaddress.ip_network("::/0")], ipaddress.ip_address("::ffff:192.0.2.1"))
+@given(st.lists(some_networks(), min_size=1, max_size=3), st.ip_addresses())
+def test_the_forms_of_ipv4_are_one(listed: list[Network], address: Address) -> None:
+    made = read(map(str, listed))
+    assert Networks(made.texts) == made
+    assert (str(address) in made) is (str(getattr(address, "ipv4_mapped", None) or address) in made)
+
+
+def _plain(network: Network) -> Network:
+    """What is in IPv6 form as IPv4."""
+    if network.version == 6 and network.subnet_of(ipaddress.IPv6Network("::ffff:0:0/96")):
+        return ipaddress.ip_network((int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - 96))
+    return network
 
 
 @settings(max_examples=settings().max_examples // 3)
