@@ -5,8 +5,8 @@ The vectors of the proof are in tests/test_auth.py.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
+import inspect
 import json
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 
 from fastrelay import auth, roles, wire
 from fastrelay.errors import Code
-from fastrelay.limits import SETTINGS
+from fastrelay.limits import DEFAULTS, SETTINGS
 from fastrelay.mux import credit, floods, pace, session
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
@@ -167,7 +167,9 @@ def test_what_is_charged() -> None:
 def test_limits_on_strangers() -> None:
     _, rows = table("12.1")
     assert f"not before it has had {gate._FAIR_TIME} s. Four times" in section("12.1") and gate._WAITING == 4
-    assert {name: int(value) for name, value, *_ in rows} == dataclasses.asdict(gate.Limits())
+    assert {name: int(value) for name, value, *_ in rows} == {name: getattr(DEFAULTS, name) for name, *_ in rows}
+    asked = set(re.findall(r"limits\.(\w+)", inspect.getsource(gate)))
+    assert {name for name, *_ in rows} == asked | {"max_client_hello"}, "a limit that section 12.1 does not name"
 
 
 def test_what_may_be_set() -> None:

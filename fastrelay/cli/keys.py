@@ -11,19 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from fastrelay.cli.output import say
+from fastrelay.cli.state import state_option
 from fastrelay.errors import StartError
 
 if TYPE_CHECKING:
     from fastrelay.net.keys import Pair
     from fastrelay.net.tls import Identity
-
-_state = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    envvar="FASTRELAY_SERVER_STATE",
-    show_envvar=True,
-    help="The relay's state directory.",
-)
 
 
 @click.group()
@@ -36,7 +29,7 @@ def key() -> None:
 
 
 @key.command()
-@_state
+@state_option
 def show(state: Path | None) -> None:
     """Print the relay's pins and until when its certificates are valid."""
     from fastrelay.net.keys import next_pair
@@ -50,7 +43,7 @@ def show(state: Path | None) -> None:
 
 
 @key.command()
-@_state
+@state_option
 def prepare(state: Path | None) -> None:
     """Make the next key, and have clients told of it."""
     from fastrelay.net import keys
@@ -63,7 +56,7 @@ def prepare(state: Path | None) -> None:
 
 
 @key.command()
-@_state
+@state_option
 def switch(state: Path | None) -> None:
     """Use the next key from now on; nothing is kept of the old one."""
     from fastrelay.net import keys

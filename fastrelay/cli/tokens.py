@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fastrelay.cli.output import say
+from fastrelay.cli.state import state_option
 from fastrelay.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,15 +23,6 @@ if TYPE_CHECKING:
 @click.group()
 def token() -> None:
     """The relay's tokens; on the relay's machine."""
-
-
-_state = click.option(
-    "--state",
-    type=click.Path(path_type=Path),
-    envvar="FASTRELAY_SERVER_STATE",
-    show_envvar=True,
-    help="The relay's state directory.",
-)
 
 
 def _identity(command: Callable[..., None]) -> Callable[..., None]:
@@ -93,7 +85,7 @@ def _identity(command: Callable[..., None]) -> Callable[..., None]:
     help="The client's TLS certificate (PEM): it must show this key as well. The relay needs --client-ca.",
 )
 @click.option("--no-token", is_flag=True, show_envvar=True, help="Make no secret: the key of --client-cert is enough.")
-@_state
+@state_option
 @_identity
 def new(
     label: str,
@@ -151,7 +143,7 @@ def new(
 
 
 @token.command("list")
-@_state
+@state_option
 def list_(state: Path | None) -> None:
     """Print a table of all tokens; no secrets."""
     from fastrelay.policy import show_time
@@ -178,7 +170,7 @@ def list_(state: Path | None) -> None:
 
 @token.command("show")
 @click.argument("label", required=False)
-@_state
+@state_option
 @_identity
 def show(label: str | None, state: Path | None, cert: Path | None, key: Path | None) -> None:
     """Print the first token, or what the token LABEL grants.
@@ -197,7 +189,7 @@ def show(label: str | None, state: Path | None, cert: Path | None, key: Path | N
 
 @token.command("revoke")
 @click.argument("label")
-@_state
+@state_option
 def revoke(label: str, state: Path | None) -> None:
     """End the token LABEL, and the sessions of its clients."""
     with _open(state).tokens.edit() as keys:
@@ -213,7 +205,7 @@ def revoke(label: str, state: Path | None) -> None:
 @click.option(
     "--keep", metavar="TIME", show_envvar=True, help="The old one is good for 30d, 12h or 90m more, not only until now."
 )
-@_state
+@state_option
 @_identity
 def rotate(label: str, keep: str | None, state: Path | None, cert: Path | None, key: Path | None) -> None:
     """Make a new secret for the token LABEL and print it, this once."""

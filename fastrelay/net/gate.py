@@ -1,7 +1,7 @@
 """Who is greeted at the tunnel port, and when (protocol.md section 12.1): bounds and penalties for those who have not proved who they are.
 
 Pure: time is an argument, in seconds. It says who is next and who must go; the door carries that out and tells how each one ended.
-Invariants: never more than the bounds in Limits at once; a newcomer always gets in, and when all is full it is for one that has had its time,
+Invariants: never more than the limits of that section at once; a newcomer always gets in, and when all is full it is for one that has had its time,
 or for the oldest of the source that holds the most; a penalised source is served, slowly.
 """
 
@@ -10,27 +10,9 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-
-@dataclass(frozen=True)
-class Limits:
-    """The table of protocol.md section 12.1; its rows have these names, and so have the fields of `fastrelay.limits.Limits`."""
-
-    max_greetings: int = 1000
-    greetings_per_source: int = 64
-    max_client_hello: int = 8192
-    penalty_refused: int = 5
-    penalty_slow: int = 10
-    penalty_unfinished: int = 1
-    unfinished_burst: int = 200
-    unfinished_rate: int = 50
-    penalty_from: int = 15
-    penalty_most: int = 600
-    penalty_rate: int = 20
-    penalty_rate_all: int = 100
-    max_sources: int = 65_536
+from fastrelay.limits import Limits
 
 
 class End(enum.Enum):

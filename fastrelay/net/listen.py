@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fastrelay.errors import Code, ProtocolError, RefusedError
-from fastrelay.net.gate import End, Gate, Limits, Reached, Stranger, source_of
+from fastrelay.limits import Limits
+from fastrelay.net.gate import End, Gate, Reached, Stranger, source_of
 from fastrelay.net.link import Link, address
 from fastrelay.net.options import LINGER_RESET, unpace
 from fastrelay.net.runtime import Runtime

@@ -7,7 +7,8 @@ import ssl
 
 from fastrelay import log
 from fastrelay.errors import Code, ProtocolError
-from fastrelay.net.gate import Limits, Reached
+from fastrelay.limits import Limits
+from fastrelay.net.gate import Reached
 
 
 class Refusals:

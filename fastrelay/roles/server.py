@@ -24,7 +24,6 @@ from fastrelay.errors import Code, LimitError, ProtocolError, StartError
 from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
-from fastrelay.net import gate
 from fastrelay.net.keys import Shown, settle
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
@@ -89,10 +88,7 @@ class Server:
             where = join_host(config.bind_host, config.bind_port)
             raise StartError(f"Cannot listen on {where}: {_why(error)}. Choose another address with --bind.") from None
         context = None if self._shown is None else self._shown.context
-        limits = gate.Limits(
-            **{field.name: getattr(config.limits, field.name) for field in dataclasses.fields(gate.Limits)}
-        )
-        limits = dataclasses.replace(limits, max_greetings=self.runtime.strangers)
+        limits = dataclasses.replace(config.limits, max_greetings=self.runtime.strangers)
         self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), Refusals(limits), limits)
         self.port = self._door.port
         scheme = "tcp" if config.plaintext else "tls"

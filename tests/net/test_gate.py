@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fastrelay.net.gate import End, Gate, Limits, Reached, Stranger, source_of
+from fastrelay.limits import Limits
+from fastrelay.net.gate import End, Gate, Reached, Stranger, source_of
 
 HERE = "192.0.2.1"
 THERE = "192.0.2.2"
 Gates = Gate[Stranger]
 
 
-def gate(**limits: int) -> Gates:
+def gate(**limits: Any) -> Gates:
     return Gate(Limits(**limits))
 
 
@@ -236,7 +238,7 @@ def test_a_few_that_are_not_finished_cost_nothing() -> None:
         for _ in range(one.limits.unfinished_rate):
             one.end(greet(one, second), End.UNFINISHED, second)
     assert not one.news and not one._sources[HERE].penalty(100)
-    for _ in range(one.limits.unfinished_burst + one.limits.penalty_from):
+    for _ in range(one.limits.unfinished_burst + int(one.limits.penalty_from)):
         one.end(greet(one, 200), End.UNFINISHED, 200)
     assert one.news == [(Reached.PENALTY, HERE)]
     assert one._sources[HERE].penalty(200) == one.limits.penalty_from

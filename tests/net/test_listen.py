@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pytest
 from hypothesis import given, settings
@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 
 from fastrelay import wire
 from fastrelay.errors import Code, ProtocolError
-from fastrelay.limits import Limits as RuntimeLimits
+from fastrelay.limits import Limits
 from fastrelay.net import door as door_module
 from fastrelay.net import gate as gate_module
 from fastrelay.net import listen as listen_module
 from fastrelay.net import runtime as runtime_module
 from fastrelay.net.door import VisitorDoor
-from fastrelay.net.gate import Limits
 from fastrelay.net.link import Link, address
 from fastrelay.net.listen import Knock, TunnelDoor, _client_hello, listen
 from fastrelay.net.runtime import Runtime
@@ -392,8 +391,8 @@ class Told(NamedTuple):
 class TunnelBench:
     """A door, and what it told."""
 
-    def __init__(self, context: ssl.SSLContext | None, handshake_time: float = 10, **limits: int) -> None:
-        self.runtime = Runtime(RuntimeLimits(handshake_time=handshake_time))
+    def __init__(self, context: ssl.SSLContext | None, handshake_time: float = 10, **limits: Any) -> None:
+        self.runtime = Runtime(Limits(handshake_time=handshake_time))
         self.guests = Guests()
         self.told: list[Told] = []
         self.sock = listen(LOCALHOST, 0)

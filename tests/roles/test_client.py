@@ -23,7 +23,6 @@ from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
-from fastrelay.net import gate
 from fastrelay.net.dial import Dial, Resolver
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
@@ -62,7 +61,7 @@ class FakeRelay:
 
     def _listen(self, port: int) -> None:
         sock = listen(LOCALHOST, port)
-        limits = gate.Limits()
+        limits = Limits()
         self.door = TunnelDoor(self.runtime, sock, None, lambda: Link(self.runtime, self), Refusals(limits), limits)
         self.port = self.door.port
 
