@@ -130,6 +130,9 @@ class Outlet(Protocol):
     def deliver(self, piece: memoryview) -> None:
         """Take a piece that is valid only during the call. What is not passed on at once is counted in `stream.queued`."""
 
+    def on_accept(self) -> None:
+        """The acceptor's target is there. Told to the opener's outlet only."""
+
     def on_fin(self) -> None:
         """The other side's direction has ended cleanly: every byte of it was delivered."""
 
@@ -153,6 +156,7 @@ class Nothing:
     """The outlet of a stream that has none: what arrives is thrown away."""
 
     def deliver(self, piece: memoryview) -> None: ...
+    def on_accept(self) -> None: ...
     def on_fin(self) -> None: ...
     def on_reset(self, code: Code) -> None: ...
     def on_lost(self) -> None: ...
@@ -326,6 +330,7 @@ class Stream:
         if was is Recv.PENDING:
             self.recv_limit = self.window
             self._refill_at = step(self.window)
+            self.outlet.on_accept()
         self._raise(limit)
 
     def receive_window(self, payload: bytes) -> None:

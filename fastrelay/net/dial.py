@@ -113,6 +113,9 @@ class Dial:
             self._early.clear()
             self._task.cancel()
 
+    def on_accept(self) -> None:
+        """Cannot come: it is this side that accepts."""
+
     def on_fin(self) -> None:
         self._fin = True
 

@@ -182,6 +182,9 @@ class Edge(asyncio.BufferedProtocol):
         if self.stream is not None:
             self.stream.queued = len(backlog)
 
+    def on_accept(self) -> None:
+        """A visitor has been connected from the start."""
+
     def on_fin(self) -> None:
         self._fin_due = True
         if self._backlog is None:

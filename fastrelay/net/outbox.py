@@ -14,7 +14,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fastrelay.errors import Code, LimitError
 from fastrelay.net.options import limit_unsent
@@ -37,6 +37,11 @@ _AT_ONCE = 16
 """Edges that go on in one turn of the loop once the tunnel takes more. If all did, who comes anew would wait for a read of each."""
 
 
+class Waiter(Protocol):
+    def on_room(self) -> None:
+        """The tunnel takes more."""
+
+
 class Outbox:
     """Base of `Link`, which sets `transport`, the descriptor of its socket and, for a plain tunnel, the same as `_fd` when the connection is made."""
 
@@ -51,7 +56,7 @@ class Outbox:
         # What edges read at once: a view of their slab behind the header, smaller while the tunnel is shared or blocked.
         self.read_size = 0
         self.read_view = runtime.edge_slab[HEADER_SIZE:HEADER_SIZE]
-        self.waiting: deque[Edge] = deque()  # edges that stopped because the tunnel is blocked
+        self.waiting: deque[Waiter] = deque()  # who stopped because the tunnel is blocked
         self._fd = -1  # of a plain tunnel
         self._pending = bytearray()
         self._flush_due = False

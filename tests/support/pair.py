@@ -120,6 +120,7 @@ class Tap:
         self.stream = stream
         self.held = held
         self.received = bytearray()
+        self.accepted = False
         self.fin = False
         self.code: Code | None = None  # of on_reset
         self.lost = False
@@ -137,6 +138,10 @@ class Tap:
         if self.held:
             assert self.stream is not None
             self.stream.queued += len(piece)
+
+    def on_accept(self) -> None:
+        assert not self.over and not self.accepted
+        self.accepted = True
 
     def on_fin(self) -> None:
         assert not self.over and not self.fin, "a second end"
