@@ -125,10 +125,15 @@ class Ask:
         except httptools.HttpParserUpgrade as upgrade:
             self._connect(head, parser.get_method(), upgrade.args[0])
         except httptools.HttpParserError as error:
-            raise AskError("it speaks neither SOCKS5 nor HTTP", _response(400, "This port is a SOCKS5 and HTTP CONNECT proxy.")) from error
+            raise AskError(
+                "it speaks neither SOCKS5 nor HTTP", _response(400, "This port is a SOCKS5 and HTTP CONNECT proxy.")
+            ) from error
         else:
             if head.complete:
-                raise AskError(f"it sends {parser.get_method().decode('latin-1')}, only CONNECT is served", _response(405, "Only CONNECT is served here."))
+                raise AskError(
+                    f"it sends {parser.get_method().decode('latin-1')}, only CONNECT is served",
+                    _response(405, "Only CONNECT is served here."),
+                )
 
     def _connect(self, head: _Head, method: bytes, end: int) -> None:
         found = _AUTHORITY.fullmatch(head.url.decode("latin-1")) if method == b"CONNECT" else None
@@ -173,5 +178,3 @@ def _address(text: str) -> str:
 def _name(text: str) -> str:
     """A host name or IPv4 address; some programs write IPv6 addresses as names. "" for what is none of them."""
     return text.lower() if _HOST.fullmatch(text) else _address(text)
-
-
