@@ -40,7 +40,8 @@ def test_requests(raw: bytes, target: tuple[str, int], said: bytes, rest: bytes)
     for cut in range(1, len(raw)):
         ask = Ask()
         reply = ask.feed(raw[:cut])
-        assert ask.target is None
+        early = ask.target
+        assert early is None
         reply += ask.feed(raw[cut:] + rest)
         assert ask.target == target
         assert (ask.rest, reply) == (rest, said)
