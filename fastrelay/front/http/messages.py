@@ -1,0 +1,270 @@
+"""One direction of an HTTP connection, cut into heads and bodies (RFC 9112). Pure.
+
+httptools (llhttp, strict) alone decides what a message is: it is told where a head ends, and tells where a body does. It is never given more
+than one message at a time, so what follows one cannot be read two ways. A head is handed on as fields and written anew by `heads`; a body
+is handed on as the bytes that came, chunks and trailers included.
+
+Invariant: what is passed on has been read by the parser before, and a message ends where the parser says so.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+import httptools
+
+MOST_HEAD: Final = 16_384
+"""Bytes of a head."""
+MOST_FIELDS: Final = 100
+
+Fields = list[tuple[bytes, bytes]]
+"""(name as it came, value), in order."""
+
+_BLANK: Final = b"\r\n\r\n"
+_HOST: Final = re.compile(rb"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_TARGET: Final = re.compile(rb"(?i:https?)://([^/?#]*)([^#]*)")
+_PROTOCOL: Final = re.compile(rb"[!-~]{1,64}")
+
+
+class MessageError(Exception):
+    """It is no message that may be passed on. `status` is what a visitor is answered, `text` why."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class Request(NamedTuple):
+    """`target` is in origin form; `host` the one Host, in lower case; `upgrade` what it asks to be upgraded to, b"" if nothing."""
+
+    method: bytes
+    target: bytes
+    version: str
+    fields: Fields
+    host: bytes
+    upgrade: bytes
+    keep_alive: bool
+
+
+class Response(NamedTuple):
+    """`upgrade` is what a 101 has switched to."""
+
+    status: int
+    reason: bytes
+    version: str
+    fields: Fields
+    upgrade: bytes
+    keep_alive: bool
+
+
+def values(fields: Fields, name: bytes) -> list[bytes]:
+    """The values of all fields called `name` (lower case)."""
+    return [value for field, value in fields if field.lower() == name]
+
+
+def members(fields: Fields, name: bytes) -> list[bytes]:
+    """The members of a list field (RFC 9110, 5.6.1), in lower case."""
+    found = (member.strip(b" \t").lower() for value in values(fields, name) for member in value.split(b","))
+    return [member for member in found if member]
+
+
+class _Messages:
+    """What requests and responses share: the end of a head, then the end of a body."""
+
+    parser: httptools.HttpRequestParser | httptools.HttpResponseParser
+
+    def __init__(self) -> None:
+        self.in_body = False
+        """Whether what comes next belongs to a body; else it belongs to a head."""
+        self.fields: Fields = []
+        self._raw = bytearray()  # of a head that is not whole
+        self._left: int | None = None  # bytes of a body whose length is known
+        self._tail = b""  # of a body in chunks, in which its end may have begun
+        self._headed = False
+        self._done = False
+        self._keep_alive = False
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew with the next message, whatever the parser expects of this one."""
+        raise NotImplementedError
+
+    def take_head(self, data: memoryview) -> int:
+        """Take bytes of a head, up to its end; `whole` says whether it was reached. Returns how many. Raises MessageError."""
+        raw = self._raw
+        before = len(raw)
+        raw += data[: MOST_HEAD + 1 - before]
+        end = raw.find(_BLANK, max(0, before - 3)) + len(_BLANK)
+        self._headed = False
+        if end < len(_BLANK):
+            if len(raw) > MOST_HEAD:
+                raise MessageError(431, f"The head is longer than {MOST_HEAD} bytes.")
+            return len(data)
+        head = bytes(raw[:end])
+        raw.clear()
+        self.fields = []
+        self._feed(head)
+        if not self._headed or not self._is_http(head.lstrip(b"\r\n").partition(b"\r\n")[0]):
+            raise MessageError(
+                400, "The head is not one of HTTP."
+            )  # but empty lines, or of a protocol that llhttp knows as well
+        if len(self.fields) > MOST_FIELDS:
+            raise MessageError(431, f"The head has more than {MOST_FIELDS} fields.")
+        self._begin_body()
+        return end - before
+
+    @property
+    def whole(self) -> bool:
+        return self._headed
+
+    def take_body(self, data: memoryview) -> int:
+        """How many of these bytes are of the body; behind its last one `in_body` is false. Raises MessageError."""
+        if self._left is not None:
+            size = min(len(data), self._left)
+            self._left -= size
+            self._feed(data[:size])
+            return size
+        # A body in chunks ends with a blank line, so the parser is given what lies between blank lines, and asked.
+        text = self._tail + data
+        behind = len(self._tail)
+        used = 0
+        while self.in_body and used < len(data):
+            found = text.find(_BLANK, max(0, used + behind - 3))
+            stop = len(data) if found < 0 else found + len(_BLANK) - behind
+            self._feed(data[used:stop])
+            used = stop
+        self._tail = text[-3:] if self.in_body else b""
+        return used
+
+    def _begin_body(self) -> None:
+        self.in_body = not self._done
+        self._tail = b""
+        coding = values(self.fields, b"transfer-encoding")
+        if coding and [one.lower() for one in coding] != [b"chunked"]:
+            raise MessageError(501, "No transfer coding but chunked is served.")
+        length = values(self.fields, b"content-length")
+        self._left = int(length[0]) if length else None
+
+    def _is_http(self, first: bytes) -> bool:
+        """Whether this is the first line of a head."""
+        raise NotImplementedError
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError as error:
+            raise MessageError(400, f"It is not HTTP/1.1: {str(error)[:100]}.") from error
+
+    # --- from the parser -----------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._done = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._headed = True
+        self._keep_alive = bool(self.parser.should_keep_alive())  # behind the body it has forgotten
+
+    def on_message_complete(self) -> None:
+        self._done = True
+        self.in_body = False
+
+
+class Requests(_Messages):
+    """What a visitor sends."""
+
+    parser: httptools.HttpRequestParser
+
+    def renew(self) -> None:
+        self.in_body = False
+        self._url = b""
+        self.parser = httptools.HttpRequestParser(self)
+
+    def _is_http(self, first: bytes) -> bool:
+        return first[-9:-3] == b" HTTP/"
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def head(self) -> Request:
+        """The head that is whole now. Raises MessageError for what is HTTP but cannot be served without a doubt."""
+        parser = self.parser
+        fields, self.fields = self.fields, []  # trailers are not of the head
+        version = parser.get_http_version()
+        method = parser.get_method()
+        if version not in ("1.1", "1.0"):
+            raise MessageError(505, "Only HTTP/1.1 and HTTP/1.0 are served here.")
+        if method == b"CONNECT":
+            raise MessageError(405, "CONNECT is not served here.")
+        if version == "1.0" and values(fields, b"transfer-encoding"):
+            raise MessageError(400, "HTTP/1.0 has no transfer codings.")
+        target, self._url = self._url, b""
+        hosts = values(fields, b"host")
+        if len(hosts) != 1:
+            raise MessageError(400, f"A request has one Host, not {len(hosts)}.")
+        host = hosts[0].lower()
+        if absolute := _TARGET.fullmatch(target):
+            if absolute[1].lower() != host:
+                raise MessageError(400, "The target and Host name different hosts.")
+            target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+        elif not target.startswith(b"/") and (target, method) != (b"*", b"OPTIONS"):
+            raise MessageError(400, "The target is not a path.")
+        if not _HOST.fullmatch(host):
+            raise MessageError(400, "Host is not a host.")
+        keep_alive = self._keep_alive
+        upgrade = self._upgrade(fields)
+        if upgrade:
+            keep_alive = True
+            self.renew()  # the parser waits for another protocol, which may be refused
+        return Request(method, target, version, fields, host, upgrade, keep_alive)
+
+    def _upgrade(self, fields: Fields) -> bytes:
+        asked = values(fields, b"upgrade")
+        if not asked or b"upgrade" not in members(fields, b"connection"):
+            return b""
+        if len(asked) != 1 or not _PROTOCOL.fullmatch(asked[0]):
+            raise MessageError(400, "Upgrade names one protocol.")
+        if self._left or values(fields, b"transfer-encoding"):
+            raise MessageError(400, "A request with Upgrade has no body here.")
+        return asked[0]
+
+
+class Responses(_Messages):
+    """What a target sends. `bodiless` is set before the head of the answer to a HEAD request."""
+
+    parser: httptools.HttpResponseParser
+    bodiless = False
+
+    def renew(self) -> None:
+        self.in_body = False
+        self._reason = b""
+        self.parser = httptools.HttpResponseParser(self)
+
+    def _is_http(self, first: bytes) -> bool:
+        return first.startswith(b"HTTP/")
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def head(self) -> Response:
+        """The head that is whole now. Raises MessageError."""
+        parser = self.parser
+        fields, self.fields = self.fields, []
+        status = parser.get_status_code()
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise MessageError(502, "The target does not speak HTTP/1.1.")
+        keep_alive = self._keep_alive
+        reason, self._reason = self._reason, b""
+        upgrade = b", ".join(values(fields, b"upgrade")) if status == 101 else b""
+        if status == 101 or self.bodiless:
+            keep_alive = keep_alive or status == 101
+            if self.in_body or status == 101:
+                self.renew()
+        return Response(status, reason, version, fields, upgrade, keep_alive)
