@@ -227,12 +227,16 @@ class Edge(asyncio.BufferedProtocol):
                 self._input_over()
                 return
         if self._held and stream.room() > 0:
-            if self.link.blocked:
-                self.link.waiting.append(self)
-                return
-            self._held = False
-            if not self._eof:
-                self._transport.resume_reading()
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """What held reading back is over, if the tunnel takes more."""
+        if self.link.blocked:
+            self.link.waiting.append(self)
+            return
+        self._held = False
+        if not self._eof:
+            self._transport.resume_reading()
 
     # --- from the watch ------------------------------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ class _Messages:
         self.fields: Fields = []
         self._raw = bytearray()  # of a head that is not whole
         self._left: int | None = None  # bytes of a body whose length is known
+        self._chunked = False
         self._tail = b""  # of a body in chunks, in which its end may have begun
         self._headed = False
         self._done = False
@@ -119,11 +120,23 @@ class _Messages:
     def whole(self) -> bool:
         return self._headed
 
+    @property
+    def between(self) -> bool:
+        """Whether the last message is over and the next has not begun."""
+        return not self.in_body and not self._raw
+
+    @property
+    def until_end(self) -> bool:
+        """Whether this is a body that ends with its connection."""
+        return self.in_body and not self._chunked and self._left is None
+
     def take_body(self, data: memoryview) -> int:
         """How many of these bytes are of the body; behind its last one `in_body` is false. Raises MessageError."""
-        if self._left is not None:
-            size = min(len(data), self._left)
-            self._left -= size
+        if not self._chunked:
+            size = len(data)
+            if self._left is not None:
+                size = min(size, self._left)
+                self._left -= size
             self._feed(data[:size])
             return size
         # A body in chunks ends with a blank line, so the parser is given what lies between blank lines, and asked.
@@ -144,6 +157,7 @@ class _Messages:
         coding = values(self.fields, b"transfer-encoding")
         if coding and [one.lower() for one in coding] != [b"chunked"]:
             raise MessageError(501, "No transfer coding but chunked is served.")
+        self._chunked = bool(coding)
         length = values(self.fields, b"content-length")
         self._left = int(length[0]) if length else None
 
