@@ -283,6 +283,8 @@ class Edge(asyncio.BufferedProtocol):
     def _input_over(self) -> None:
         """The local side has ended its direction; so does ours, behind what is still stashed."""
         stream = self.stream
+        if stream is None and self._fin_due and self._backlog is None:
+            self._close()
         if stream is None or self._stash is not None:
             return
         if self._failed:
@@ -293,6 +295,14 @@ class Edge(asyncio.BufferedProtocol):
             self._close()
         else:
             self._runtime.watch.add(self._fd, self)  # a RST after EOF is not told by the loop
+
+    def _end(self) -> None:
+        """Without a stream: end in order, behind what is still to be written. What comes until then is read away, or a RST would destroy it."""
+        if self._fd >= 0:
+            self._discard()
+            self._fin_due = True
+            if self._backlog is None:
+                self._output_over()
 
     def _output_over(self) -> None:
         """Everything was written and the stream's direction has ended."""

@@ -206,7 +206,7 @@ class HttpVisitor(Edge):
             super()._read_on()
 
     def _input_over(self) -> None:
-        if self._raw:
+        if self._raw or self._fin_due:
             super()._input_over()
         elif not self._asked:
             self._finish()
@@ -347,13 +347,8 @@ class HttpVisitor(Edge):
         self._asked.clear()
         self._behind = b""
         self._leave()
-        if self._fd < 0:
-            return
-        self._discard()
         self._stop_clock()
-        self._fin_due = True
-        if self._backlog is None:
-            self._output_over()
+        self._end()
 
     def _silent(self) -> None:
         """A time is over."""
