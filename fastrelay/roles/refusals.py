@@ -77,3 +77,8 @@ def explain(error: Exception | None, first: bytes) -> str:
     if error is None or isinstance(error, ConnectionResetError):
         return "the connection was closed"
     return str(error) or type(error).__name__
+
+
+def why(error: OSError) -> str:
+    """What the system says, for the middle of a sentence."""
+    return error.strerror.lower() if error.strerror else str(error)

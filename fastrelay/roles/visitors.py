@@ -19,7 +19,7 @@ from fastrelay.net.telling import TellingEdge
 from fastrelay.networks import Networks
 
 if TYPE_CHECKING:
-    from fastrelay.roles.server import Tunnel
+    from fastrelay.roles.tunnel import Tunnel
 
 
 class Service:

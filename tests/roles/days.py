@@ -22,7 +22,7 @@ import pytest
 from fastrelay.config import ClientConfig, Exposure, Relay, Target
 from fastrelay.errors import StartError
 from fastrelay.roles.client import Client
-from fastrelay.roles.server import Tunnel
+from fastrelay.roles.tunnel import Tunnel
 from fastrelay.state import ClientState
 from fastrelay.wire import DEAD_AFTER, DRAIN_TIME, GOODBYE_TIME, HALF_OPEN_IDLE, MAX_DIALS, PING_AFTER, RESERVED_TIME
 from tests.conftest import open_files
