@@ -88,6 +88,8 @@ class Local:
 
     receive = deliver
 
+    def on_accept(self) -> None: ...
+
     def on_fin(self) -> None:
         self.ends += 1
 

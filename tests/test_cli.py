@@ -254,13 +254,13 @@ def test_an_audit_log_that_cannot_be_is_a_sentence(
 
 
 def test_without_uvloop(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastrelay.cli import _loop_factory
+    from fastrelay.cli.running import loop_factory
 
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert _loop_factory("auto") is None
-    assert _loop_factory("asyncio") is None
+    assert loop_factory("auto") is None
+    assert loop_factory("asyncio") is None
     with pytest.raises(StartError, match="pip install uvloop"):
-        _loop_factory("uvloop")
+        loop_factory("uvloop")
 
 
 def test_the_token_comes_from_where_it_is_told(ran: list[ClientConfig], tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""`fastrelay server`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fastrelay import __version__
+from fastrelay.cli.limits import Limited, limit_option
+from fastrelay.cli.options import audit_option, loop_option, refuse_empty
+from fastrelay.cli.output import data, say
+from fastrelay.cli.running import run
+
+if TYPE_CHECKING:
+    from fastrelay.roles.server import Server
+
+_START = time.monotonic()
+
+
+@click.command(cls=Limited)
+@click.option(
+    "--bind",
+    default="[::]:7443",
+    show_default=True,
+    show_envvar=True,
+    help="HOST:PORT for clients; visitors' ports use the same host.",
+)
+@click.option(
+    "--ports", default="20000-20999", show_default=True, show_envvar=True, help="Public ports that clients may have."
+)
+@click.option(
+    "--advertise",
+    default="",
+    metavar="HOST",
+    show_envvar=True,
+    help="The address that clients and visitors type, if it is another one.",
+)
+@click.option(
+    "--state", type=click.Path(path_type=Path), show_envvar=True, help="Directory for key, tokens and reservations."
+)
+@click.option(
+    "--cert",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    help="TLS certificate chain (PEM) instead of the relay's own; with --key.",
+)
+@click.option("--key", type=click.Path(path_type=Path), show_envvar=True, help="The key of --cert (PEM).")
+@click.option(
+    "--client-ca",
+    type=click.Path(path_type=Path),
+    show_envvar=True,
+    help="CAs (PEM) whose certificates clients may show, for tokens that need one and clients without a token.",
+)
+@click.option(
+    "--require-client-cert", is_flag=True, show_envvar=True, help="Refuse clients without a certificate of --client-ca."
+)
+@click.option("--plaintext", is_flag=True, show_envvar=True, help="Tunnels without TLS; only on a loopback address.")
+@audit_option
+@limit_option
+@loop_option
+def server(
+    bind: str,
+    ports: str,
+    advertise: str,
+    state: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    client_ca: Path | None,
+    require_client_cert: bool,
+    plaintext: bool,
+    audit: Path | None,
+    limit: tuple[str, ...],
+    loop: str,
+) -> None:
+    """Run the relay, on the machine with an address."""
+    from fastrelay.app import run_server
+    from fastrelay.config import DEFAULT_PORT, ServerConfig, parse_bind, parse_host, parse_ports
+    from fastrelay.limits import Side, parse_limits
+    from fastrelay.state import default_state
+
+    if client_ca is None:
+        refuse_empty("FASTRELAY_SERVER_CLIENT_CA")
+    if not require_client_cert:
+        refuse_empty("FASTRELAY_SERVER_REQUIRE_CLIENT_CERT")
+    host, port = parse_bind(bind, DEFAULT_PORT)
+    config = ServerConfig(
+        bind_host=host,
+        bind_port=port,
+        ports=parse_ports(ports),
+        advertise=parse_host(advertise) if advertise else "",
+        state=state or default_state("server"),
+        cert=cert,
+        key=key,
+        plaintext=plaintext,
+        limits=parse_limits(limit, Side.RELAY),
+        client_ca=client_ca,
+        require_client_cert=require_client_cert,
+    )
+    run(lambda on_stop: run_server(config, _server_ready, on_stop), loop, config.limits.drain_time, audit)
+
+
+def _server_ready(server: Server, token: str) -> None:
+    from fastrelay.config import join_host
+    from fastrelay.console import own_address
+
+    config = server.config
+    where = join_host(config.advertise or own_address(config.bind_host), server.port)
+    if sys.stderr.isatty():
+        trust = "no TLS, this machine only"
+        if server.identity is not None:
+            own = config.cert is None
+            trust = f"TLS 1.3, {'own certificate' if own else str(config.cert)}{', pinned by the token' if server.identity.self_signed else ''}"
+        scheme = "tcp://" if config.plaintext else ""
+        join = (
+            f"fastrelay client {scheme}{where} --expose 22 --token {token}"
+            if token
+            else (f"fastrelay client {scheme}{where} --expose 22 --token-file FILE")
+        )
+        if config.require_client_cert:
+            join += " --client-cert FILE --client-key FILE"
+        say(
+            f"fastrelay {__version__}   ready in {time.monotonic() - _START:.1f} s\n\n"
+            f"  Clients     {where:<24}{trust}\n"
+            f"  Visitors    tcp {config.ports}\n"
+            f"  Memory      {server.bound}\n"
+            f"  State       {config.state}\n\n"
+            f"  On the machine to reach, run:\n\n"
+            f"    {join}\n\n"
+            f"  Ctrl-C drains and stops.\n"
+        )
+    data(f"{'tcp' if config.plaintext else 'tls'}://{where}")

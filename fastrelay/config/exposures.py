@@ -1,0 +1,136 @@
+"""What a client exposes: SPEC, and the target behind it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from fastrelay.config.hosts import (
+    NAME,
+    NAME_LENGTH,
+    check_host,
+    check_name,
+    check_port,
+    endpoint,
+    join_host,
+    legal,
+    read_port,
+)
+from fastrelay.errors import UsageError
+from fastrelay.networks import Networks
+
+_UNIX_PATH: Final = 107  # bytes: what Linux's sockaddr_un holds, less the zero at its end
+
+_RIGHT_SPEC: Final = "write it like 22, 20022:22, ssh=20022:192.168.1.7:22 or web=unix:/run/web.sock"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A local service: `host` and `port`, or `path` of a unix socket and then "" and 0."""
+
+    host: str
+    port: int
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            check_host(self.host)
+            check_port(self.port, 1, "local port")
+            return
+        try:
+            _path(self.path)
+        except ValueError as why:
+            raise UsageError(f"The target {self.path!r} is not understood: {why}.") from None
+        if self.host or self.port:
+            raise UsageError(
+                f"The target {self.path!r} has a host or port too: give either a path or a host and a port."
+            )
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else join_host(self.host, self.port)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """A service by `name`, the public `port` it asks for (0 is any), the target behind it, and who may visit, None for everybody
+    (protocol.md section 5).
+    """
+
+    name: str
+    port: int
+    target: Target
+    visitors: Networks | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "service")
+        check_port(self.port, 0, "public port")
+
+    def __str__(self) -> str:
+        """The SPEC in full, which says nothing of visitors; `parse_expose` reads it back."""
+        return f"{self.name}={f'{self.port}:' if self.port else ''}{self.target}"
+
+
+def parse_expose(spec: str) -> Exposure:
+    """`[NAME=][tcp://][PUBLIC:][HOST:]PORT`, where `unix:/PATH` may stand for HOST:PORT.
+
+    HOST is localhost unless given. `A:B` with digits for A is PUBLIC:PORT, else HOST:PORT. Without NAME the service is called after
+    its target: `tcp-22`, `unix-web.sock`.
+    """
+    try:
+        name, public, target = _split_spec(spec.strip())
+    except ValueError as why:
+        raise UsageError(f"The service {spec!r} is not understood: {why}; {_RIGHT_SPEC}.") from None
+    return Exposure(_default_name(target) if name is None else name, public, target)
+
+
+def _split_spec(spec: str) -> tuple[str | None, int, Target]:
+    """NAME or None, PUBLIC or 0, and the target. Raises ValueError with half a sentence that says what is wrong."""
+    name: str | None = None
+    rest = spec
+    # A "=" behind ":", "/" or "[" belongs to the path of a unix socket.
+    if named := re.match(r"([^:/\[=]*)=", spec):
+        name, rest = named[1], spec[named.end() :]
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is not a name (1 to {NAME_LENGTH} of a-z 0-9 . _ -, and the first a letter or digit)"
+            )
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", rest):
+        if scheme[1] == "unix":
+            raise ValueError("unix: takes the path of a socket without //, as in unix:/run/x.sock")
+        if scheme[1].lower() != "tcp":
+            raise ValueError(f"the scheme {scheme[1]!r} is not known, only tcp is")
+        rest = rest[scheme.end() :]
+    public = 0
+    if leading := re.match(r"([0-9]+):", rest):
+        public, rest = read_port(leading[1]), rest[leading.end() :]
+    return name, public, _target(rest)
+
+
+def _target(text: str) -> Target:
+    """`PORT`, `HOST:PORT` or `unix:/PATH`. Raises ValueError with half a sentence that says why not."""
+    if text.startswith("unix:"):
+        return Target("", 0, _path(text[5:]))
+    if not text:
+        raise ValueError("the port of the local service is missing")
+    if re.fullmatch(r"[0-9]+", text):
+        return Target("localhost", read_port(text))
+    host, port = endpoint(text)
+    if port is None:
+        raise ValueError(f"the port of the local service behind {text!r} is missing")
+    return Target(host, port)
+
+
+def _path(text: str) -> str:
+    """The path of a unix socket. Raises ValueError with half a sentence that says why it is none."""
+    if not text.startswith("/") or text.startswith("//") or text.endswith("/"):
+        raise ValueError("unix: needs the whole path of a socket, from one / on")
+    if not text.isprintable() or len(text.encode()) > _UNIX_PATH:
+        raise ValueError(f"the path of a unix socket is at most {_UNIX_PATH} bytes, all printable")
+    return text
+
+
+def _default_name(target: Target) -> str:
+    if not target.path:
+        return f"tcp-{target.port}"
+    return f"unix-{legal(target.path.rpartition('/')[2]) or 'socket'}"[:NAME_LENGTH]

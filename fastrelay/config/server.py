@@ -1,0 +1,53 @@
+"""The configuration of a relay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastrelay.config.hosts import PortRange, check_host, check_port, is_loopback
+from fastrelay.errors import UsageError
+from fastrelay.limits import DEFAULTS, Limits
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """A relay. `ports` are given to visitors; `advertise` is the host that visitors type, "" if nobody said.
+
+    `cert` and `key` are PEM files, or None for the relay's own identity in `state`. `client_ca` is a PEM file of CAs: clients may show a
+    certificate of theirs, and with `require_client_cert` must. Raises UsageError for what cannot be together.
+    """
+
+    bind_host: str
+    bind_port: int
+    ports: PortRange
+    advertise: str
+    state: Path
+    cert: Path | None
+    key: Path | None
+    plaintext: bool
+    limits: Limits = DEFAULTS
+    client_ca: Path | None = None
+    require_client_cert: bool = False
+
+    def __post_init__(self) -> None:
+        check_host(self.bind_host)
+        check_port(self.bind_port, 0, "port to listen on")
+        if self.advertise:
+            check_host(self.advertise)
+        if (self.cert is None) is not (self.key is None):
+            missing = "--cert" if self.cert is None else "--key"
+            raise UsageError(
+                f"A certificate and its key belong together and {missing} is missing: give both, or none for the relay's own."
+            )
+        if self.require_client_cert and self.client_ca is None:
+            raise UsageError(
+                "Clients cannot be made to show a certificate, because nobody says whose are good: name a file of CAs with --client-ca."
+            )
+        if self.plaintext and self.client_ca is not None:
+            raise UsageError("Tunnels without TLS show no certificates: leave out --plaintext or --client-ca.")
+        if self.plaintext and not is_loopback(self.bind_host):
+            raise UsageError(
+                f"Tunnels without TLS are allowed on this machine only, and {self.bind_host!r} is more than that: "
+                f"use --bind 127.0.0.1:{self.bind_port}, or leave --plaintext out."
+            )
