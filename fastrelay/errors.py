@@ -4,6 +4,8 @@
     ├── UsageError          what a person typed cannot be understood        (exit code 2)
     ├── StartError          the process cannot start, or was refused        (exit code 3)
     ├── PinError            the relay's key is not one that this client knows
+    ├── MessageError        an HTTP message cannot be passed on
+    ├── AskError            a program asked a proxy for something that it does not do
     └── ProtocolError       the other side broke protocol.md; carries the code that GOAWAY will name
         ├── LimitError           it went beyond a limit that a person may set; carries the limit's name
         └── RefusedError         the other side said GOAWAY before the session began
@@ -89,3 +91,20 @@ class LimitError(ProtocolError):
 
 class RefusedError(ProtocolError):
     """The other side said GOAWAY before the session began."""
+
+
+class MessageError(FastrelayError):
+    """It is no HTTP message that may be passed on. `status` is what a visitor is answered, `text` why."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class AskError(FastrelayError):
+    """It is no SOCKS5 or CONNECT request that is served; `reply` is what to say before the connection ends."""
+
+    def __init__(self, text: str, reply: bytes) -> None:
+        super().__init__(text)
+        self.reply = reply

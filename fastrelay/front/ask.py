@@ -13,7 +13,7 @@ from typing import Final
 
 import httptools
 
-from fastrelay.errors import Code
+from fastrelay.errors import AskError, Code
 
 MOST: Final = 16_384
 """Bytes that a program may say before it is joined."""
@@ -40,14 +40,6 @@ _ANSWERS: Final = {
     Code.REFUSED: (5, 502, "The target refused the connection."),
     Code.DIAL_TIMEOUT: (4, 504, "The target did not answer."),
 }
-
-
-class AskError(Exception):
-    """It is no request that this door serves; `reply` is what to say before the connection ends."""
-
-    def __init__(self, text: str, reply: bytes) -> None:
-        super().__init__(text)
-        self.reply = reply
 
 
 class Ask:

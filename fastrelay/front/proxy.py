@@ -8,8 +8,8 @@ import os
 from typing import Final
 
 from fastrelay.config import join_host
-from fastrelay.errors import Code
-from fastrelay.front.ask import Ask, AskError
+from fastrelay.errors import AskError, Code
+from fastrelay.front.ask import Ask
 from fastrelay.front.opener import Opener
 from fastrelay.mux.stream import NOTHING
 from fastrelay.net.edge import Edge

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrelay.errors import Code
-from fastrelay.front.ask import MOST, Ask, AskError
+from fastrelay.errors import AskError, Code
+from fastrelay.front.ask import MOST, Ask
 
 HELLO = b"\x05\x01\x00"
 CONNECT = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n"

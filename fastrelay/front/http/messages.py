@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 
 import httptools
 
+from fastrelay.errors import MessageError
+
 MOST_HEAD: Final = 16_384
 """Bytes of a head."""
 MOST_FIELDS: Final = 100
@@ -25,15 +27,6 @@ _BLANK: Final = b"\r\n\r\n"
 _HOST: Final = re.compile(rb"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _TARGET: Final = re.compile(rb"(?i:https?)://([^/?#]*)([^#]*)")
 _PROTOCOL: Final = re.compile(rb"[!-~]{1,64}")
-
-
-class MessageError(Exception):
-    """It is no message that may be passed on. `status` is what a visitor is answered, `text` why."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
 
 
 class Request(NamedTuple):

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from fastrelay.errors import Code
+from fastrelay.errors import Code, MessageError
 from fastrelay.front.http import heads
-from fastrelay.front.http.messages import MessageError, Request, Requests, Response, Responses
+from fastrelay.front.http.messages import Request, Requests, Response, Responses
 from fastrelay.front.http.pages import failed, page
 from fastrelay.mux.stream import NOTHING, Outlet, Stream
 from fastrelay.net.edge import Edge

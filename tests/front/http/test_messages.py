@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrelay.front.http.messages import MOST_FIELDS, MOST_HEAD, MessageError, Request, Requests, Response, Responses
+from fastrelay.errors import MessageError
+from fastrelay.front.http.messages import MOST_FIELDS, MOST_HEAD, Request, Requests, Response, Responses
 
 Piece = Request | Response | bytes
 """A head, or a whole body as it came."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from fastrelay import wire
-from fastrelay.errors import Code
+from fastrelay.errors import Code, MessageError
 from fastrelay.front.http import visitor as visitor_module
-from fastrelay.front.http.messages import MessageError, Request
+from fastrelay.front.http.messages import Request
 from fastrelay.front.http.visitor import HttpVisitor, Way
 from fastrelay.mux.stream import Outlet, Stream
 from fastrelay.net.link import Link
