@@ -23,7 +23,6 @@ from fastrelay.wire import HEADER_SIZE, MAX_DATA, WINDOW_FLOOR, Kind
 if TYPE_CHECKING:
     from fastrelay.mux.session import Session
     from fastrelay.mux.stream import Stream
-    from fastrelay.net.edge import Edge
     from fastrelay.net.runtime import Runtime
 
 SMALL = 16_384
@@ -66,7 +65,7 @@ class Outbox:
         self._written = 0.0
         self._crowded = False  # turns carry several small frames: gather them
         self._lone = False  # what is gathered is one frame that came after a pause
-        self._yielded: list[Edge] = []
+        self._yielded: list[Waiter] = []
         self._resuming = False
         self._taken = 0  # bytes that the socket took since it was last full, at `_full_at`
         self._full_at = time.monotonic()
@@ -133,6 +132,16 @@ class Outbox:
         else:
             self._taken += size
             self.transport.write(frame)
+
+    def send(self, stream: Stream, piece: memoryview) -> int:
+        """Send of `piece` what credit and the tunnel allow; returns how many bytes that were."""
+        slab = self.runtime.edge_slab
+        done = 0
+        while not self.blocked and (size := min(stream.room(), len(piece) - done)) > 0:
+            slab[HEADER_SIZE : HEADER_SIZE + size] = piece[done : done + size]
+            self.write(stream.seal(slab, size))
+            done += size
+        return done
 
     def _flush(self) -> None:
         """Write what was gathered."""
@@ -241,7 +250,7 @@ class Outbox:
         self._resuming = False
         self._resume()
 
-    def yielded(self, edge: Edge) -> None:
+    def yielded(self, edge: Waiter) -> None:
         """An edge has had its turn: it goes on when the others have had theirs."""
         if not self._yielded:
             self.runtime.loop.call_soon(self._next_round)

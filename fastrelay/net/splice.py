@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from fastrelay.errors import Code
 from fastrelay.mux.stream import NOTHING, SENDING, Send
-from fastrelay.wire import HEADER_SIZE, RESET_DRAIN
+from fastrelay.wire import RESET_DRAIN
 
 if TYPE_CHECKING:
     from fastrelay.mux.stream import Stream
@@ -123,21 +123,11 @@ class End:
 
     def _send(self, piece: memoryview) -> int:
         """Send of `piece` what credit and the tunnel allow; returns how many bytes that were."""
-        stream, link = self.stream, self.link
-        slab = self._runtime.edge_slab
-        done = 0
-        while done < len(piece):
-            size = min(stream.room(), len(piece) - done)
-            if size <= 0:
-                break
-            if link.blocked:
-                if not self._waits:
-                    self._waits = True
-                    link.waiting.append(self)
-                break
-            slab[HEADER_SIZE : HEADER_SIZE + size] = piece[done : done + size]
-            link.write(stream.seal(slab, size))
-            done += size
+        link = self.link
+        done = link.send(self.stream, piece)
+        if done < len(piece) and link.blocked and not self._waits:
+            self._waits = True
+            link.waiting.append(self)
         return done
 
     def _discard(self) -> None:
