@@ -96,6 +96,15 @@ def assign(specs: Iterable[str], services: Sequence[str]) -> dict[str, Networks]
     return {service: read(texts) for service, texts in found.items() if texts}
 
 
+def parse_balancers(specs: Iterable[str]) -> Networks | None:
+    """Load balancers from `CIDR[,CIDR…]` each; None where there are none. Raises UsageError."""
+    texts = [text for spec in specs for text in spec.split(",")]
+    try:
+        return read(texts) if texts else None
+    except ValueError as why:
+        raise UsageError(f"The load balancers {','.join(texts)!r} are not understood: {why}.") from None
+
+
 def _network(text: str) -> _Network:
     """Raises ValueError, half a sentence that says why `text` is no network."""
     address, slash, prefix = text.partition("/")

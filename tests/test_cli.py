@@ -60,6 +60,8 @@ def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
             ("--bind", "--ports", "--advertise", "--state", "--cert", "--key", "--plaintext", "--audit", "--loop"),
         ),
         (("server",), ("--client-ca", "--require-client-cert")),
+        (("server",), ("--proxy-protocol",)),
+        (("client",), ("--proxy-protocol")),
         (("client",), ("--client-cert", "--client-key", "--pin")),
         (("token", "new"), ("--client-cert", "--no-token")),
         (("key",), ("prepare", "show", "switch")),
@@ -225,6 +227,13 @@ def test_readme_shows_what_can_be_typed(
         ),
         (("demo", "--expose", "-1"), "-1"),
         (("server", "--audit", "-"), "stderr"),
+        (("server", "--proxy-protocol", "10.0.0.1/8"), "10.0.0.0/8"),
+        (("server", "--proxy-protocol", "v2"), "'v2' is not a network"),
+        (("client", "relay.example", "--expose", "22", "--proxy-protocol", "v3", "--token", SECRET), "write v1 or v2"),
+        (
+            ("client", "relay.example", "--expose", "22", "--proxy-protocol", "web=v2", "--token", SECRET),
+            "use one of tcp-22",
+        ),
     ],
 )
 def test_mistakes_are_sentences(
@@ -302,6 +311,41 @@ def test_who_may_visit(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "environment", "versions"),
+    [
+        ([], {}, [0, 0]),
+        (["--proxy-protocol", "v2"], {}, [2, 2]),
+        (["--proxy-protocol", "v2", "--proxy-protocol", "ssh=off"], {}, [0, 2]),
+        (["--proxy-protocol", "web=v1"], {}, [0, 1]),
+        ([], {"FASTRELAY_CLIENT_PROXY_PROTOCOL": "v1 web=v2"}, [1, 2]),
+    ],
+)
+def test_what_targets_are_told(
+    ran: list[ClientConfig], arguments: list[str], environment: dict[str, str], versions: list[int]
+) -> None:
+    words = ["client", "relay.example", "--expose", "ssh=22", "--expose", "web=80", "--token", SECRET]
+    result = CliRunner().invoke(cli, [*words, "--loop", "asyncio", *arguments], env=environment)
+    assert result.exit_code == 0, result.output
+    assert [exposure.proxy for exposure in ran[0].exposures] == versions
+
+
+def test_load_balancers(ran: list[Any]) -> None:
+    for arguments, environment, balancers in (
+        ([], {}, None),
+        (
+            ["--proxy-protocol", "10.0.0.0/8,192.0.2.7", "--proxy-protocol", "::1"],
+            {},
+            "10.0.0.0/8, 192.0.2.7/32, ::1/128",
+        ),
+        ([], {"FASTRELAY_SERVER_PROXY_PROTOCOL": "10.0.0.0/8 ::1"}, "10.0.0.0/8, ::1/128"),
+    ):
+        result = CliRunner().invoke(cli, ["server", "--loop", "asyncio", *arguments], env=environment)
+        assert result.exit_code == 0, result.output
+        found = ran.pop().balancers
+        assert (None if found is None else str(found)) == balancers
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("FASTRELAY_CLIENT_VISITORS", ""),
@@ -309,6 +353,7 @@ def test_who_may_visit(
         ("FASTRELAY_SERVER_CLIENT_CA", ""),
         ("FASTRELAY_SERVER_REQUIRE_CLIENT_CERT", ""),
         ("FASTRELAY_SERVER_REQUIRE_CLIENT_CERT", " "),
+        ("FASTRELAY_SERVER_PROXY_PROTOCOL", ""),
     ],
 )
 def test_an_empty_variable_lets_nobody_in(ran: list[Any], name: str, value: str) -> None:

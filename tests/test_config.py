@@ -19,6 +19,7 @@ from fastrelay.config import (
     Relay,
     ServerConfig,
     Target,
+    assign_proxy,
     host_name,
     is_loopback,
     join_host,
@@ -492,3 +493,21 @@ def test_client_config_refused() -> None:
     assert len(client(*map(str, range(1, 65))).exposures) == 64
     long = "x" * 63
     refused(lambda: client(f"{long}=1", f"{long}=2"), f" {'x' * 61}-2=localhost:2")
+
+
+# --- what an option says of services -----------------------------------------------------------------------------------
+
+
+@given(st.lists(near, max_size=4), st.lists(names, max_size=3, unique=True))
+def test_any_option_of_services_is_understood_or_refused(specs: list[str], services: list[str]) -> None:
+    with contextlib.suppress(UsageError):
+        assert set(assign_proxy(specs, services)) == set(services)
+
+
+def test_the_version_of_the_proxy_protocol() -> None:
+    assert assign_proxy([], ["ssh", "web"]) == {"ssh": 0, "web": 0}
+    assert assign_proxy(["v2", "web=v1"], ["ssh", "web"]) == {"ssh": 2, "web": 1}
+    assert assign_proxy(["web=v1", " web=off"], ["ssh", "web"]) == {"ssh": 0, "web": 0}
+    refused(lambda: assign_proxy(["V2"], ["ssh"]), "write v1 or v2, or for one service web=v2")
+    refused(lambda: assign_proxy(["web=v2"], ["ssh"]), "'web', which is not exposed: use one of ssh")
+    refused(lambda: Exposure("web", 0, Target("localhost", 22), proxy=3), "version 3")

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Networks that may visit the service NAME, or every service that has none of its own; everybody may if there are none. May be repeated.",
 )
+@click.option(
+    "--proxy-protocol",
+    metavar="[NAME=]v1|v2|off",
+    multiple=True,
+    show_envvar=True,
+    help="Tell the target of the service NAME, or of all, who the visitor is: its connections begin with a PROXY header. May be repeated.",
+)
 @click.option("--name", metavar="ID", show_envvar=True, help="Who this client is; the host name if not given.")
 @click.option(
     "--token",
@@ -75,6 +82,7 @@ def client(
     relay: str,
     expose: tuple[str, ...],
     visitors: tuple[str, ...],
+    proxy_protocol: tuple[str, ...],
     name: str | None,
     token: str | None,
     token_file: Path | None,
@@ -92,7 +100,7 @@ def client(
 
     from fastrelay.app import run_client
     from fastrelay.auth import Token, parse_pin
-    from fastrelay.config import ClientConfig, host_name, parse_expose, parse_relay
+    from fastrelay.config import ClientConfig, assign_proxy, host_name, parse_expose, parse_relay
     from fastrelay.limits import Side, parse_limits
     from fastrelay.networks import assign
     from fastrelay.state import default_state
@@ -100,14 +108,23 @@ def client(
     if not visitors:
         refuse_empty("FASTRELAY_CLIENT_VISITORS")
     exposures = [parse_expose(spec) for spec in expose]
-    listed = assign(visitors, [exposure.name for exposure in exposures])
+    services = [exposure.name for exposure in exposures]
+    listed = assign(visitors, services)
+    versions = assign_proxy(proxy_protocol, services)
     secret = read_token(token, token_file)
     if secret is not None:
         Token.parse(secret)
     config = ClientConfig(
         relay=parse_relay(relay),
         token=secret or "",
-        exposures=tuple(replace(exposure, visitors=listed.get(exposure.name)) for exposure in exposures),
+        exposures=tuple(
+            replace(
+                exposure,
+                visitors=listed.get(exposure.name),
+                proxy=versions[exposure.name],
+            )
+            for exposure in exposures
+        ),
         name=host_name(socket.gethostname()) if name is None else name,
         state=state or default_state("client"),
         limits=parse_limits(limit, Side.CLIENT),

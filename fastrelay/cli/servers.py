@@ -59,6 +59,13 @@ _START = time.monotonic()
     "--require-client-cert", is_flag=True, show_envvar=True, help="Refuse clients without a certificate of --client-ca."
 )
 @click.option("--plaintext", is_flag=True, show_envvar=True, help="Tunnels without TLS; only on a loopback address.")
+@click.option(
+    "--proxy-protocol",
+    metavar="CIDR[,CIDR…]",
+    multiple=True,
+    show_envvar=True,
+    help="Load balancers that begin each connection with a PROXY header (v1 or v2), which says who the visitor is. It is believed of nobody else. May be repeated.",
+)
 @audit_option
 @limit_option
 @loop_option
@@ -72,6 +79,7 @@ def server(
     client_ca: Path | None,
     require_client_cert: bool,
     plaintext: bool,
+    proxy_protocol: tuple[str, ...],
     audit: Path | None,
     limit: tuple[str, ...],
     loop: str,
@@ -80,12 +88,15 @@ def server(
     from fastrelay.app import run_server
     from fastrelay.config import DEFAULT_PORT, ServerConfig, parse_bind, parse_host, parse_ports
     from fastrelay.limits import Side, parse_limits
+    from fastrelay.networks import parse_balancers
     from fastrelay.state import default_state
 
     if client_ca is None:
         refuse_empty("FASTRELAY_SERVER_CLIENT_CA")
     if not require_client_cert:
         refuse_empty("FASTRELAY_SERVER_REQUIRE_CLIENT_CERT")
+    if not proxy_protocol:
+        refuse_empty("FASTRELAY_SERVER_PROXY_PROTOCOL")
     host, port = parse_bind(bind, DEFAULT_PORT)
     config = ServerConfig(
         bind_host=host,
@@ -99,6 +110,7 @@ def server(
         limits=parse_limits(limit, Side.RELAY),
         client_ca=client_ca,
         require_client_cert=require_client_cert,
+        balancers=parse_balancers(proxy_protocol),
     )
     run(lambda on_stop: run_server(config, _server_ready, on_stop), loop, config.limits.drain_time, audit)
 

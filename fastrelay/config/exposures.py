@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +24,7 @@ from fastrelay.networks import Networks
 _UNIX_PATH: Final = 107  # bytes: what Linux's sockaddr_un holds, less the zero at its end
 
 _RIGHT_SPEC: Final = "write it like 22, 20022:22, ssh=20022:192.168.1.7:22 or web=unix:/run/web.sock"
+PROXY_VERSIONS: Final = {"off": 0, "v1": 1, "v2": 2}
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,23 @@ class Target:
 @dataclass(frozen=True)
 class Exposure:
     """A service by `name`, the public `port` it asks for (0 is any), the target behind it, and who may visit, None for everybody
-    (protocol.md section 5).
+    (protocol.md section 5). `proxy` is the version of the PROXY header that its target is given first, 0 for none.
     """
 
     name: str
     port: int
     target: Target
     visitors: Networks | None = None
+    proxy: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.name, "service")
         check_port(self.port, 0, "public port")
+        if self.proxy not in PROXY_VERSIONS.values():
+            raise UsageError(f"There is no version {self.proxy} of the PROXY protocol: use 1 or 2, or 0 for none.")
 
     def __str__(self) -> str:
-        """The SPEC in full, which says nothing of visitors; `parse_expose` reads it back."""
+        """The SPEC in full, which says nothing of what has options of its own; `parse_expose` reads it back."""
         return f"{self.name}={f'{self.port}:' if self.port else ''}{self.target}"
 
 
@@ -134,3 +139,28 @@ def _default_name(target: Target) -> str:
     if not target.path:
         return f"tcp-{target.port}"
     return f"unix-{legal(target.path.rpartition('/')[2]) or 'socket'}"[:NAME_LENGTH]
+
+
+# --- what an option says of services -----------------------------------------------------------------------------------
+
+
+def assign_proxy(specs: Iterable[str], services: Sequence[str]) -> dict[str, int]:
+    """The version of the PROXY protocol for each of `services`, from `[NAME=]v1`, `v2` or `off` each. Without NAME it is for all that have none of
+    their own; the last one for a NAME counts. Raises UsageError.
+    """
+    versions = {"": 0}
+    for spec in specs:
+        name, named, version = spec.strip().rpartition("=")
+        if named:
+            _check_exposed(name, services, f"The PROXY protocol {spec!r} is")
+        if version not in PROXY_VERSIONS:
+            raise UsageError(
+                f"The PROXY protocol {spec!r} is not understood: write v1 or v2, or for one service web=v2."
+            )
+        versions[name] = PROXY_VERSIONS[version]
+    return {service: versions.get(service, versions[""]) for service in services}
+
+
+def _check_exposed(name: str, services: Sequence[str], what: str) -> None:
+    if name not in services:
+        raise UsageError(f"{what} for the service {name!r}, which is not exposed: use one of {', '.join(services)}.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastrelay.config.hosts import PortRange, check_host, check_port, is_loopback
 from fastrelay.errors import UsageError
 from fastrelay.limits import DEFAULTS, Limits
+from fastrelay.networks import Networks
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class ServerConfig:
     """A relay. `ports` are given to visitors; `advertise` is the host that visitors type, "" if nobody said.
 
     `cert` and `key` are PEM files, or None for the relay's own identity in `state`. `client_ca` is a PEM file of CAs: clients may show a
-    certificate of theirs, and with `require_client_cert` must. Raises UsageError for what cannot be together.
+    certificate of theirs, and with `require_client_cert` must. Connections from `balancers` begin with a PROXY header.
+    Raises UsageError for what cannot be together.
     """
 
     bind_host: str
@@ -29,6 +31,7 @@ class ServerConfig:
     limits: Limits = DEFAULTS
     client_ca: Path | None = None
     require_client_cert: bool = False
+    balancers: Networks | None = None
 
     def __post_init__(self) -> None:
         check_host(self.bind_host)

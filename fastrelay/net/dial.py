@@ -57,6 +57,8 @@ class Dial:
 
     `make` makes the target's edge. `done(code, error)` is called once: with an error when the target cannot be reached, with NO_ERROR when it
     is joined, with CANCEL when the tunnel was lost first, and else with the code with which the stream was reset.
+
+    The target is sent `first(address)` before anything else, at the socket address at which it was reached.
     """
 
     __slots__ = (
@@ -65,6 +67,7 @@ class Dial:
         "_early",
         "_error",
         "_fin",
+        "_first",
         "_limit",
         "_link",
         "_make",
@@ -86,6 +89,7 @@ class Dial:
         target: Target,
         done: Callable[[Code, OSError | None], None],
         make: Callable[[Runtime, socket.socket], Edge] = Edge,
+        first: Callable[[Any], bytes] | None = None,
     ) -> None:
         self._runtime = runtime
         self._resolver = resolver
@@ -95,6 +99,7 @@ class Dial:
         self._target = target
         self._done = done
         self._make = make
+        self._first = first
         self._early = bytearray()
         self._fin = False
         self._reset: Code | None = None  # the stream was reset behind its early data
@@ -201,6 +206,8 @@ class Dial:
                 unpace(sock, address[1])
             try:
                 await connect(loop, sock, address[1], deadline)
+                if self._first is not None:
+                    sock.send(self._first(address[1]))  # nothing is in its queue, so it takes all of it
             except ConnectionResetError:
                 edge.was_reset()  # it was connected, spoke perhaps, and was reset before we looked
         except BaseException:

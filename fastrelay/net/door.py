@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections import deque
 from collections.abc import Callable
 
+from fastrelay.net.balancers import Address, Balancers, Renamed
 from fastrelay.net.listen import BACKLOG
 from fastrelay.net.options import queued
 from fastrelay.net.runtime import Runtime
+from fastrelay.networks import Networks
 
 _GLANCE = 0.02
 _STORM = 512
@@ -29,16 +32,25 @@ class VisitorDoor:
     uvloop accepts by itself at half the cost. But it takes one visitor in each turn, which lets the backlog of a storm overflow, and where
     descriptors run out it closes those whom it cannot accept. So in a storm, and while descriptors are scarce, the door takes them off the
     backlog itself; on asyncio's own loop always, as that would take in more than there is room for.
+
+    Connections from `balancers` begin with a PROXY header, which the door takes off: then it always accepts by itself.
     """
 
-    def __init__(self, runtime: Runtime, sock: socket.socket, make: Callable[[], asyncio.BaseProtocol]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        sock: socket.socket,
+        make: Callable[[], asyncio.BaseProtocol],
+        balancers: Networks | None = None,
+    ) -> None:
         self._runtime = runtime
         self._sock = sock
         self._make = make
-        self._quick = not isinstance(runtime.loop, asyncio.SelectorEventLoop)
+        self._balancers = None if balancers is None else Balancers(runtime, balancers)
+        self._quick = balancers is None and not isinstance(runtime.loop, asyncio.SelectorEventLoop)
         self._wanted = False
         self._storm = False
-        self._taken: deque[socket.socket] = deque()  # off the backlog, and not served yet
+        self._taken: deque[tuple[socket.socket, Address]] = deque()  # off the backlog, and not served yet
         self._joining = False
         self._reader: Callable[[], None] | None = None  # what the loop calls when somebody has come
         self._serving = False  # the loop accepts by itself
@@ -66,8 +78,10 @@ class VisitorDoor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._balancers is not None:
+            self._balancers.close()
         while self._taken:
-            self._drop(self._taken.popleft())
+            self._drop(*self._taken.popleft())
         self._sock.close()
 
     def adapt(self) -> None:
@@ -96,7 +110,7 @@ class VisitorDoor:
             if runtime.full:
                 break
             try:
-                sock, _ = self._sock.accept()
+                sock, who = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 break
             except OSError:
@@ -104,7 +118,7 @@ class VisitorDoor:
                 break
             sock.setblocking(False)
             runtime.coming += 1
-            self._taken.append(sock)
+            self._taken.append((sock, who))
             if sock.fileno() >= runtime.scarce_at or runtime.edges + runtime.coming >= runtime.budget:
                 runtime.look()
         if self._taken and not self._joining:
@@ -113,23 +127,35 @@ class VisitorDoor:
     def _join_some(self) -> None:
         loop = self._runtime.loop
         for _ in range(min(len(self._taken), _JOINED_PER_TURN)):
-            self._runtime.spawn(loop.create_task(self._join(self._taken.popleft())))
+            sock, who = self._taken.popleft()
+            if self._balancers is None:
+                self._admit(sock, who, who)
+            else:
+                self._balancers.hear(sock, who, functools.partial(self._admit, sock, who))
         self._joining = bool(self._taken)
         if self._joining:
             loop.call_soon(self._join_some)
 
-    async def _join(self, sock: socket.socket) -> None:
+    def _admit(self, sock: socket.socket, peer: Address, who: Address | None) -> None:
+        """`who` is there, whose socket says `peer`; None for nobody."""
+        if who is None:
+            self._runtime.coming -= 1
+        else:
+            self._runtime.spawn(self._runtime.loop.create_task(self._join(sock, None if who is peer else who)))
+
+    async def _join(self, sock: socket.socket, behind: Address | None) -> None:
         visitor = self._make()
+        made = visitor if behind is None else Renamed(visitor, behind)
         self._runtime.coming -= 1  # from now on it counts as an edge, or will in a moment
         try:
-            await self._runtime.loop.connect_accepted_socket(lambda: visitor, sock)
+            await self._runtime.loop.connect_accepted_socket(lambda: made, sock)
         except BaseException as error:
             sock.close()
             visitor.connection_lost(None)  # uvloop's transport, cancelled here, ends without a word
             if not isinstance(error, OSError):
                 raise
 
-    def _drop(self, sock: socket.socket) -> None:
+    def _drop(self, sock: socket.socket, _: Address) -> None:
         self._runtime.coming -= 1
         sock.close()  # which resets it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import select
+import functools
 import socket
 import ssl
 import time
@@ -14,11 +14,13 @@ from typing import Protocol
 
 from fastrelay.errors import Code, ProtocolError, RefusedError
 from fastrelay.limits import Limits
+from fastrelay.net.balancers import Address, Balancers, Renamed
 from fastrelay.net.gate import End, Gate, Reached, Stranger, source_of
 from fastrelay.net.link import Link, address
-from fastrelay.net.options import LINGER_RESET, unpace
+from fastrelay.net.options import LINGER_RESET, hung_up, unpace, wake_at
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tally import PERIOD, Tally
+from fastrelay.networks import Networks
 from fastrelay.wire import GOODBYE_TIME
 
 BACKLOG = 65_535
@@ -75,14 +77,15 @@ class Porter(Protocol):
 class Knock(Stranger):
     """A connection to the tunnel port, until it is admitted or closed."""
 
-    __slots__ = ("address", "link", "lowat", "reading", "sock", "stands", "timer")
+    __slots__ = ("address", "behind", "link", "lowat", "reading", "sock", "stands", "timer")
 
     timer: asyncio.TimerHandle
 
-    def __init__(self, sock: socket.socket, who: object) -> None:
-        super().__init__(source_of(str(who[0])) if isinstance(who, tuple) else "")
+    def __init__(self, sock: socket.socket, who: Address, behind: bool) -> None:
+        super().__init__(source_of(str(who[0])))
         self.sock = sock
         self.address = address(who)
+        self.behind = who if behind else None  # whom a load balancer has named
         self.link: Link | None = None
         self.reading = False  # the loop tells when there is more to read
         self.lowat = 1  # that is so many bytes
@@ -102,8 +105,11 @@ class TunnelDoor:
         make: Callable[[], Link],
         porter: Porter,
         limits: Limits,
+        balancers: Networks | None = None,
     ) -> None:
+        """Connections from `balancers` begin with a PROXY header."""
         self._runtime = runtime
+        self._balancers = None if balancers is None else Balancers(runtime, balancers)
         self._sock = sock
         self.context = context
         """For handshakes from now on; those that have begun go on with the one they have."""
@@ -127,6 +133,8 @@ class TunnelDoor:
         if self._sock.fileno() >= 0:
             self._runtime.loop.remove_reader(self._sock.fileno())
             self._sock.close()
+        if self._balancers is not None:
+            self._balancers.close()
         for knock in list(self._held):
             self._send_away(knock)
             self.gate.end(knock, End.UNFINISHED, time.monotonic())
@@ -166,14 +174,23 @@ class TunnelDoor:
                 self._pause()
                 return
             sock.setblocking(False)
-            knock = Knock(sock, who)
-            knock.timer = self._runtime.loop.call_later(self._runtime.limits.handshake_time, self._late, knock)
-            goes = self.gate.arrive(knock, time.monotonic())
-            self._held.add(knock)
-            if goes is not None:
-                self._send_away(goes)
-            self._hear(knock)
-            self._tell_news()
+            if self._balancers is None:
+                self._knock(sock, who, who)
+            else:
+                self._balancers.hear(sock, who, functools.partial(self._knock, sock, who))
+
+    def _knock(self, sock: socket.socket, peer: Address, who: Address | None) -> None:
+        """`who` is there, whose socket says `peer`; None for nobody."""
+        if who is None:
+            return
+        knock = Knock(sock, who, behind=who is not peer)
+        knock.timer = self._runtime.loop.call_later(self._runtime.limits.handshake_time, self._late, knock)
+        goes = self.gate.arrive(knock, time.monotonic())
+        self._held.add(knock)
+        if goes is not None:
+            self._send_away(goes)
+        self._hear(knock)
+        self._tell_news()
 
     def _pause(self) -> None:
         """No descriptor was left: come back in a moment instead of spinning."""
@@ -200,7 +217,7 @@ class TunnelDoor:
                     self._send_away(goes)
                 self._next(knock)
                 return
-            if said and not _hung_up(knock.sock):
+            if said and not hung_up(knock.sock):
                 self._read(knock, wanted)
                 return
         except BlockingIOError:
@@ -218,7 +235,7 @@ class TunnelDoor:
         """Be told when so much is there, not of every byte of it; or when it hangs up."""
         if knock.lowat != wanted:
             knock.lowat = wanted
-            knock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+            wake_at(knock.sock, wanted)
         if not knock.reading:
             knock.reading = True
             self._runtime.loop.add_reader(knock.sock.fileno(), self._hear, knock)
@@ -230,14 +247,14 @@ class TunnelDoor:
         if knock.lowat != 1:
             knock.lowat = 1
             with contextlib.suppress(OSError):
-                knock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+                wake_at(knock.sock, 1)
 
     def _next(self, fresh: Knock | None = None) -> None:
         """Greet those whose turn it is; `fresh` has spoken just now."""
         gate = self.gate
         now = time.monotonic()
         while (knock := gate.candidate(now)) is not None:
-            if knock is not fresh and _hung_up(knock.sock):  # it did not wait for its turn, which is then another's
+            if knock is not fresh and hung_up(knock.sock):  # it did not wait for its turn, which is then another's
                 self._send_away(knock)
                 self._over(knock, None, End.UNFINISHED)
                 continue
@@ -265,10 +282,10 @@ class TunnelDoor:
     # --- while it is greeted -------------------------------------------------------------------------------------------
 
     async def _greet(self, knock: Knock) -> None:
-        def link() -> Link:
+        def link() -> asyncio.BaseProtocol:
             knock.link = made = self._make()
             self._links[made] = knock
-            return made
+            return made if knock.behind is None else Renamed(made, knock.behind)
 
         sock, context = knock.sock, self.context
         try:
@@ -377,10 +394,3 @@ def _client_hello(said: bytes, most: int) -> int:
     if record > most or record < 4 + length:
         raise ProtocolError(Code.FRAME_SIZE, f"its ClientHello is not one record of at most {most} bytes")
     return _RECORD_HEAD + record
-
-
-def _hung_up(sock: socket.socket) -> bool:
-    """Whether the other side has closed the connection, whatever it said before."""
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    return bool(poll.poll(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -101,3 +102,15 @@ def _paced() -> bool:
             return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").startswith(b"bbr")
     except (OSError, AttributeError):
         return False
+
+
+def wake_at(sock: socket.socket, size: int) -> None:
+    """SO_RCVLOWAT: it is readable with so many bytes, or when it has ended, and not before."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+
+
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other side has closed the connection, whatever it said before."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -22,6 +22,7 @@ _V1: Final = re.compile(
 )
 _TCP4, _TCP6 = 0x11, 0x21
 _SIZES: Final = {_TCP4: 4, _TCP6: 16}
+_UNSPECIFIED: Final = {4: "0.0.0.0", 6: "::"}
 
 
 class Header(NamedTuple):
@@ -101,6 +102,26 @@ def pack_v1(source: tuple[str, int], target: tuple[str, int]) -> bytes:
     if not one.version == two.version == 4:
         one, two = _as_v6(one), _as_v6(two)
     return f"PROXY TCP{one.version} {one} {two} {source[1]} {target[1]}\r\n".encode()
+
+
+def announce(version: int, visitor: str, target: object) -> bytes:
+    """The header for a target, which is dialled at a socket address: of `visitor` as OPEN names it, `host:port` or `[ipv6]:port`. What is no such address is
+    not known, and said so.
+
+    The visitor keeps its family: a target of another one, or without an address, is written as the unspecified address.
+    """
+    host, _, port = visitor.rpartition(":")
+    try:
+        one = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+        if not 0 <= int(port) <= 65_535:
+            raise ValueError
+    except ValueError:
+        return b"PROXY UNKNOWN\r\n" if version == 1 else _HEAD.pack(_SIGNATURE, 0x20, 0, 0)
+    other = (_UNSPECIFIED[one.version], 0)
+    if isinstance(target, tuple):
+        two = ipaddress.ip_address(str(target[0]).partition("%")[0])
+        other = (str(two) if two.version == one.version else other[0], int(target[1]))
+    return (pack_v1 if version == 1 else pack)((str(one), int(port)), other)
 
 
 def _as_v6(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv6Address:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from fastrelay import log, wire
 from fastrelay.config import ClientConfig, Exposure, Target, join_host
@@ -17,6 +18,7 @@ from fastrelay.mux.stream import Stream
 from fastrelay.net.dial import Dial, Resolver
 from fastrelay.net.edge import Edge
 from fastrelay.net.notices import Notices
+from fastrelay.net.proxy_header import announce
 from fastrelay.net.runtime import Runtime
 from fastrelay.roles.targets import Asked
 from fastrelay.roles.uplink import Uplink
@@ -98,7 +100,8 @@ class Client(Uplink):
         if self._dialling > self.config.limits.dials:
             self.runtime.reached("dials", str(exposure.target))
         make = Edge if asked is None else asked.make
-        Dial(self.runtime, self._resolver, self._dials, link, stream, exposure.target, done, make)
+        first = partial(announce, exposure.proxy, request.visitor) if exposure.proxy else None
+        Dial(self.runtime, self._resolver, self._dials, link, stream, exposure.target, done, make, first)
 
     def _turned_away(self, stream: Stream, request: wire.Open, code: Code) -> None:
         """The session has refused a stream by itself."""

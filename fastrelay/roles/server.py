@@ -82,7 +82,9 @@ class Server:
             raise StartError(f"Cannot listen on {where}: {why(error)}. Choose another address with --bind.") from None
         context = None if self._shown is None else self._shown.context
         limits = dataclasses.replace(config.limits, max_greetings=self.runtime.strangers)
-        self._door = TunnelDoor(self.runtime, sock, context, lambda: Link(self.runtime, self), Refusals(limits), limits)
+        self._door = TunnelDoor(
+            self.runtime, sock, context, lambda: Link(self.runtime, self), Refusals(limits), limits, config.balancers
+        )
         self.port = self._door.port
         scheme = "tcp" if config.plaintext else "tls"
         with contextlib.suppress(OSError):  # for the line that `token new` prints, which does without

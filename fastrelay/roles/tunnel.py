@@ -169,7 +169,8 @@ class Tunnel:
                 continue
             server.registry.grant(self.name, request.name, port)
             server.save_soon()
-            service = Service(self, request.service, request.name, server.runtime, sock, visitors)
+            balancers = server.config.balancers
+            service = Service(self, request.service, request.name, server.runtime, sock, visitors, balancers)
             self.services[request.service] = service
             service.door.open()
             return wire.Exposed(service=request.service, port=port, visitors=len(request.visitors)), ""

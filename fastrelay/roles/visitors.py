@@ -35,6 +35,7 @@ class Service:
         runtime: Runtime,
         sock: socket.socket,
         visitors: Networks | None = None,
+        balancers: Networks | None = None,
     ) -> None:
         self.tunnel = tunnel
         self.number = number
@@ -44,7 +45,7 @@ class Service:
         make = Visitor if visitors is None else ListedVisitor
         if log.audited():
             make = AuditedVisitor if visitors is None else AuditedListedVisitor
-        self.door = VisitorDoor(runtime, sock, lambda: make(runtime, self))
+        self.door = VisitorDoor(runtime, sock, lambda: make(runtime, self), balancers)
         self.port = self.door.port
 
     def deny(self, visitor: str) -> None:

@@ -37,6 +37,7 @@ class Client:
         self.resolver = Resolver(bench.loop)
         self.limit = asyncio.Semaphore(wire.MAX_DIALS)
         self.done: list[tuple[Code, OSError | None]] = []
+        self.first: Callable[[Any], bytes] | None = None
         self.streams: list[Stream] = []
         bench.on_stream = self._open
 
@@ -50,6 +51,7 @@ class Client:
             stream,
             self.target,
             lambda code, error: self.done.append((code, error)),
+            first=self.first,
         )
 
     async def code(self) -> Code:
@@ -97,6 +99,22 @@ def test_a_target_that_is_there_gets_early_data_and_the_end(run: Run) -> None:
                 assert await bench.peer.half(1) == (b"worm", Kind.FIN, None)
                 await bench.gone()
                 assert client.done == [(Code.NO_ERROR, None)]
+
+    run(main())
+
+
+def test_what_a_target_is_told_comes_before_early_data(run: Run) -> None:
+    async def main() -> None:
+        async with Bench() as bench:
+            with listener() as sock:
+                client = Client(bench, Target(LOCALHOST, sock.getsockname()[1]))
+                client.first = lambda address: b"to %d, " % address[1]
+                await bench.peer.send(pair.open_(1), pair.data(1, b"early "), pair.fin(1, b"bird"))
+                target = await accepted(bench, sock)
+                assert await target.to_end() == (b"to %d, early bird" % sock.getsockname()[1], End.EOF)
+                await bench.peer.send(pair.open_(3), pair.data(3, b"early"), pair.reset(3))
+                target = await accepted(bench, sock)
+                assert await target.to_end() == (b"to %d, early" % sock.getsockname()[1], End.RESET)
 
     run(main())
 

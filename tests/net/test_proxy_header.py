@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrelay.net.proxy_header import MOST, Header, pack, pack_v1, parse
+from fastrelay.net.proxy_header import MOST, Header, announce, pack, pack_v1, parse
 
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 V2 = SIGNATURE + bytes.fromhex("2111000cc0000209c6336401c9481bb8")
@@ -92,3 +92,35 @@ def test_any_bytes(raw: bytes, start: bytes) -> None:
     else:
         assert header.size <= len(start + raw)
         assert parse((start + raw)[: header.size]) == header
+
+
+# --- what a target is told ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("visitor", "target", "line"),
+    [
+        ("192.0.2.9:51528", ("127.0.0.1", 443), b"PROXY TCP4 192.0.2.9 127.0.0.1 51528 443\r\n"),
+        ("[2001:db8::9]:51528", ("::1", 443, 0, 0), b"PROXY TCP6 2001:db8::9 ::1 51528 443\r\n"),
+        ("192.0.2.9:51528", ("::1", 443, 0, 0), b"PROXY TCP4 192.0.2.9 0.0.0.0 51528 443\r\n"),
+        ("[2001:db8::9]:51528", ("127.0.0.1", 443), b"PROXY TCP6 2001:db8::9 :: 51528 443\r\n"),
+        ("192.0.2.9:51528", "/run/web.sock", b"PROXY TCP4 192.0.2.9 0.0.0.0 51528 0\r\n"),
+        ("[fe80::9%eth0]:51528", ("fe80::1%eth0", 443, 0, 2), b"PROXY TCP6 fe80::9 fe80::1 51528 443\r\n"),
+        ("", ("127.0.0.1", 443), b"PROXY UNKNOWN\r\n"),
+        ("unknown", ("127.0.0.1", 443), b"PROXY UNKNOWN\r\n"),
+        ("example.com:80", ("127.0.0.1", 443), b"PROXY UNKNOWN\r\n"),
+        ("192.0.2.9:65536", ("127.0.0.1", 443), b"PROXY UNKNOWN\r\n"),
+        ("192.0.2.9 127.0.0.1 1 2\r\n:1", ("127.0.0.1", 443), b"PROXY UNKNOWN\r\n"),
+    ],
+)
+def test_what_a_target_is_told(visitor: str, target: object, line: bytes) -> None:
+    assert announce(1, visitor, target) == line
+    told, second = parse(line), parse(announce(2, visitor, target))
+    assert told is not None and second is not None and second.visitor == told.visitor
+
+
+@given(st.text() | st.text("0123456789.:[]%af \r\n", max_size=60), st.sampled_from([1, 2]))
+def test_whatever_a_relay_says_of_visitors_is_a_whole_header(visitor: str, version: int) -> None:
+    raw = announce(version, visitor, ("127.0.0.1", 22))
+    header = parse(raw)
+    assert header is not None and header.size == len(raw)
