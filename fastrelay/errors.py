@@ -94,12 +94,17 @@ class RefusedError(ProtocolError):
 
 
 class MessageError(FastrelayError):
-    """It is no HTTP message that may be passed on. `status` is what a visitor is answered, `text` why."""
+    """An HTTP message cannot be passed on, or has no answer: a visitor gets `status` and `text`, as a page or `plain`.
 
-    def __init__(self, status: int, text: str) -> None:
+    `fields` are more lines of the head, each with its CRLF.
+    """
+
+    def __init__(self, status: int, text: str, *, plain: bool = False, fields: str = "") -> None:
         super().__init__(text)
         self.status = status
         self.text = text
+        self.plain = plain
+        self.fields = fields
 
 
 class AskError(FastrelayError):

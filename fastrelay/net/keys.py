@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from fastrelay import log
 from fastrelay.auth import pin_texts
 from fastrelay.errors import StartError
-from fastrelay.net.tls import Identity, load_identity, make_identity, server_context, stamp
+from fastrelay.net.tls import Identity, load_identity, make_identity, server_context, stamp, web_context
 
 Pair = tuple[Path, Path]
 """The paths of a certificate and of its key."""
@@ -97,7 +97,8 @@ def _replace(source: Path, target: Path) -> None:
 class Shown:
     """What a relay shows to clients in TLS, and is told about itself by `pins`. Raises StartError when the files cannot serve.
 
-    `own` says that the key is the relay's own, which may have a next one; `client_ca` is a file of CAs of clients' certificates.
+    `own` says that the key is the relay's own, which may have a next one; `client_ca` is a file of CAs of clients' certificates. With `web` it is
+    the HTTPS front that shows them, to visitors.
     """
 
     identity: Identity
@@ -106,10 +107,11 @@ class Shown:
     pins: tuple[bytes, ...]
     """What clients know the relay by, now and next; nothing where CAs vouch for it."""
 
-    def __init__(self, current: Pair, *, own: bool, client_ca: Path | None = None) -> None:
+    def __init__(self, current: Pair, *, own: bool, client_ca: Path | None = None, web: bool = False) -> None:
         self._current = current
         self._next = next_pair(current) if own else None
         self._client_ca = client_ca
+        self._web = web
         self._files = [*current, *(self._next or ()), *([client_ca] if client_ca else ())]
         self._identities: WeakKeyDictionary[ssl.SSLContext, Identity] = WeakKeyDictionary()
         self._loaded = self._seen = stamp(self._files)
@@ -145,7 +147,7 @@ class Shown:
         if self.identity.fingerprint != before or self.pins == pins:
             log.info(
                 "certificate.loaded",
-                f"Clients that connect from now on see the certificate in {self.identity.cert_path}, which is valid until "
+                f"{'Visitors' if self._web else 'Clients'} that connect from now on see the certificate in {self.identity.cert_path}, which is valid until "
                 f"{self.identity.until:%Y-%m-%d}{f', and are judged by the CAs in {self._client_ca}' if self._client_ca else ''}.",
                 path=str(self.identity.cert_path),
                 until=f"{self.identity.until:%Y-%m-%dT%H:%M:%SZ}",
@@ -155,6 +157,9 @@ class Shown:
 
     def _load(self) -> tuple[Identity, ssl.SSLContext, tuple[bytes, ...]]:
         """Raises StartError."""
+        if self._web:
+            identity = load_identity(*self._current, "--http-cert", "--http-key")
+            return identity, web_context(identity), ()
         identity = load_identity(*self._current)
         return identity, server_context(identity, self._client_ca), known_by(identity, self._next)
 

@@ -78,14 +78,16 @@ def make_identity(cert_path: Path, key_path: Path) -> None:
             ) from error
 
 
-def load_identity(cert_path: Path, key_path: Path) -> Identity:
-    """The identity in two PEM files; of a chain the first certificate counts. Raises StartError when they cannot serve."""
+def load_identity(cert_path: Path, key_path: Path, cert: str = "--cert", key: str = "--key") -> Identity:
+    """The identity in two PEM files, which the options `cert` and `key` name; of a chain the first certificate counts. Raises StartError when
+    they cannot serve.
+    """
     from cryptography import x509
 
-    der = _leaf(cert_path, "--cert")
-    _read("key", key_path, "--key")
+    der = _leaf(cert_path, cert)
+    _read("key", key_path, key)
     leaf = x509.load_der_x509_certificate(der)
-    _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert_path, key_path, "--key")
+    _load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), cert_path, key_path, key)
     return Identity(
         cert_path,
         key_path,
@@ -168,6 +170,16 @@ def server_context(identity: Identity, client_ca: Path | None = None) -> ssl.SSL
     if client_ca is not None:
         _load_authorities(context, client_ca)
         context.verify_mode = ssl.CERT_OPTIONAL
+    return context
+
+
+def web_context(identity: Identity) -> ssl.SSLContext:
+    """For visitors of the HTTPS front: TLS 1.2 and 1.3, HTTP/1.1 only. Raises StartError when the files have changed and cannot serve any more."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    _load_chain(context, identity.cert_path, identity.key_path, "--http-key")
     return context
 
 

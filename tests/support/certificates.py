@@ -46,7 +46,7 @@ class Authority:
     ) -> Pair:
         """A certificate that is valid from `starts` to `ends` from now; `padding` bytes of comment make it longer.
 
-        With `host`, an address, it is a relay's.
+        With `host`, an address or a name in DNS, it is a server's.
         """
         key = key or ec.generate_private_key(ec.SECP256R1())
         pem = self._sign(
@@ -91,8 +91,8 @@ class Authority:
         if not ca:
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         if host:
-            names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
-            builder = builder.add_extension(names, critical=False)
+            named = x509.DNSName(host) if host[-1].isalpha() else x509.IPAddress(ipaddress.ip_address(host))
+            builder = builder.add_extension(x509.SubjectAlternativeName([named]), critical=False)
         if padding:
             comment = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), bytes(padding))
             builder = builder.add_extension(comment, critical=False)

@@ -6,7 +6,7 @@ import html
 from http import HTTPStatus
 from typing import Final
 
-from fastrelay.errors import Code
+from fastrelay.errors import Code, MessageError
 
 FAILED: Final = {
     Code.REFUSED: (502, "The service does not run: its machine is connected, and refused the connection."),
@@ -18,22 +18,30 @@ FAILED: Final = {
 }
 """Why a dial failed, as a status and a sentence."""
 _AWAY: Final = (502, "The service's machine has lost its connection.")
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
-def page(status: int, text: str) -> bytes:
+def answer(error: MessageError) -> bytes:
     """A whole response that ends its connection."""
-    phrase = HTTPStatus(status).phrase
-    body = (
-        f"<!doctype html><meta charset=utf-8><title>{status} {phrase}</title>"
-        f'<body style="font: 1.1em system-ui, sans-serif; margin: 4em auto; max-width: 36em">'
-        f"<h1>{phrase}</h1><p>{html.escape(text)}<p style=color:gray>{status}, from the relay\n"
-    ).encode()
+    status, phrase = error.status, _PHRASES.get(error.status, "Error")
+    if error.plain:
+        kind, body = "text/plain", f"{error.text}\n".encode()
+    else:
+        kind, body = "text/html", _page(status, phrase, error.text).encode()
     return (
-        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
-        "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: {kind}; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+        f"Cache-Control: no-store\r\n{error.fields}Connection: close\r\n\r\n"
     ).encode() + body
 
 
-def failed(code: Code) -> tuple[int, str]:
-    """Status and sentence for a stream that was reset before it answered."""
-    return FAILED.get(code, _AWAY)
+def failed(code: Code) -> MessageError:
+    """What is said of a stream that was reset before it answered."""
+    return MessageError(*FAILED.get(code, _AWAY))
+
+
+def _page(status: int, phrase: str, text: str) -> str:
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{status} {phrase}</title>"
+        f'<body style="font: 1.1em system-ui, sans-serif; margin: 4em auto; max-width: 36em">'
+        f"<h1>{phrase}</h1><p>{html.escape(text)}<p style=color:gray>{status}, from the relay\n"
+    )

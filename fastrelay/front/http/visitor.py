@@ -12,52 +12,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastrelay.errors import Code, MessageError
 from fastrelay.front.http import heads
 from fastrelay.front.http.messages import Request, Requests, Response, Responses
-from fastrelay.front.http.pages import failed, page
-from fastrelay.mux.stream import NOTHING, Outlet, Stream
+from fastrelay.front.http.pages import answer, failed
+from fastrelay.mux.stream import NOTHING
 from fastrelay.net.edge import Edge
 from fastrelay.wire import HEADER_SIZE
 
 if TYPE_CHECKING:
-    from fastrelay.net.link import Link
+    from fastrelay.front.http.lobby import Lobby, Seat
+    from fastrelay.front.http.way import Backend, Route, Way
     from fastrelay.net.runtime import Runtime
 
 HEAD_TIME: Final = 10.0
-"""Seconds from the first byte of a head to its last, and to the first head of a connection."""
+"""Seconds from the first byte of a head to its last, and from a connection to its first head."""
 IDLE_TIME: Final = 60.0
 """Seconds between two requests."""
 ANSWER_TIME: Final = 60.0
 """Seconds from a request to the head of its answer, while nothing of either moves."""
-
-
-class Backend(Protocol):
-    """Whoever serves a request: equal ones may serve the next on the same connection."""
-
-    @property
-    def link(self) -> Link: ...
-
-    def open(self, outlet: Outlet, visitor: str) -> Stream | None:
-        """A stream to it, None when there can be none now."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """Where a request goes, and how its head is written: see `heads.request`."""
-
-    backend: Backend
-    request: Request
-    host: bytes = b""
-    without: frozenset[bytes] = frozenset()
-
-
-Route = Callable[[Request, str], Way]
-"""Decides where a request of a visitor goes. Raises MessageError with what to answer instead."""
+_NEVER: Final = float("inf")
+_SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""Methods of requests that are sent once more when the target ended an idle connection just then (RFC 9110, 9.2.2)."""
 
 
 class _Asked(NamedTuple):
@@ -70,42 +48,93 @@ class _Asked(NamedTuple):
 
 class HttpVisitor(Edge):
     __slots__ = (
+        "_address",
+        "_again",
         "_answering",
         "_asked",
         "_backend",
         "_behind",
+        "_due",
+        "_extra",
         "_last",
+        "_lobby",
+        "_method",
+        "_moved",
         "_next",
         "_raw",
+        "_refused",
         "_requests",
         "_responses",
         "_route",
         "_scheme",
+        "_seat",
         "_visitor",
         "_waits",
     )
 
-    def __init__(self, runtime: Runtime, route: Route, scheme: str) -> None:
+    def __init__(self, runtime: Runtime, route: Route, scheme: str, lobby: Lobby) -> None:
         super().__init__(runtime)
         self._route = route
         self._scheme = scheme
+        self._lobby = lobby
+        self._seat: Seat | None = None
         self._requests = Requests()
         self._responses = Responses()
         self._asked: deque[_Asked] = deque()
+        self._method = b""  # of the newest request
         self._answering = False  # the head of the oldest one's answer has been passed on
         self._backend: Backend | None = None  # of the stream
+        self._again: Way | None = None  # a request that may be sent once more
         self._next: Way | None = None  # a request that waits for those before it
+        self._refused: MessageError | None = None  # what is said behind the last answer
         self._behind = b""  # what was read behind a request that waits
         self._waits = False
         self._last = False  # no more requests are read
         self._raw = False  # another protocol has taken over
-        self._visitor = ""
+        self._visitor = self._address = ""
+        self._extra = 0  # bytes in the backlog that the stream has not brought
+        self._due = _NEVER  # when patience ends
+        self._moved = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        host = transport.get_extra_info("peername")[0]
+        peer = transport.get_extra_info("peername")
+        if peer is None:  # it has gone before it could be asked
+            self._abort()
+            return
+        host = peer[0]
         self._visitor = host.removeprefix("::ffff:") if host.count(".") == 3 else host
-        self._later(HEAD_TIME, self._silent)
+        self._address = f"[{self._visitor}]:{peer[1]}" if ":" in self._visitor else f"{self._visitor}:{peer[1]}"
+        self._seat = self._lobby.arrive(self, self._visitor)
+        self._wait(HEAD_TIME)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._seat is not None:
+            self._lobby.leave(self, self._seat)
+            self._seat = None
+        super().connection_lost(exc)
+
+    # --- from the lobby, and the backend -------------------------------------------------------------------------------
+
+    def evict(self) -> None:
+        self._give_up()
+
+    def retire(self) -> None:
+        if self._raw:
+            return
+        if self._asked:
+            self._last = True
+        else:
+            self._finish()
+
+    def on_withdrawn(self) -> None:
+        if self._idle and not self._raw:
+            self._leave()
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing of this visitor is under way."""
+        return not self._asked and not self._requests.in_body
 
     # --- from the visitor ----------------------------------------------------------------------------------------------
 
@@ -121,16 +150,13 @@ class HttpVisitor(Edge):
             self._behind += data
             self._hold()
         elif self._requests.in_body and self._stash is None and stream is not None and stream.room() >= nbytes:
-            try:
-                size = self._requests.take_body(data)
-            except MessageError as error:
-                self._refuse(error)
-                return
+            size = self._body(data)
             if size == nbytes:
                 super().buffer_updated(nbytes)  # bodies pass as they came, where they lie
             else:
                 rest = bytes(data[size:])
-                super().buffer_updated(size)
+                if size:
+                    super().buffer_updated(size)
                 self._read(memoryview(rest))
         else:
             self._read(memoryview(bytes(data)))
@@ -141,14 +167,15 @@ class HttpVisitor(Edge):
         try:
             while data and not self._waits and not self._last:
                 if requests.in_body:
-                    size = requests.take_body(data)
+                    size = self._body(data)
                     self._push(bytes(data[:size]))
                 else:
+                    fresh = requests.between
                     size = requests.take_head(data)
                     if requests.whole:
                         self._request(requests.head())
-                    elif not self._asked:
-                        self._later(HEAD_TIME, self._silent)
+                    elif fresh and not self._asked and self._method:  # the first head's time runs from the start
+                        self._wait(HEAD_TIME)
                 data = data[size:]
         except MessageError as error:
             self._refuse(error)
@@ -157,7 +184,23 @@ class HttpVisitor(Edge):
             self._behind += data
             self._hold()
 
+    def _body(self, data: memoryview) -> int:
+        """How many of these bytes are of the body; 0 where it cannot be one, and its request is over."""
+        try:
+            return self._requests.take_body(data)
+        except MessageError as error:
+            if len(self._asked) == 1 and not self._answering:
+                self._part(Code.CANCEL)
+                self._say(error)
+            else:
+                self._give_up()
+            self._last = True
+            return 0
+
     def _request(self, head: Request) -> None:
+        if not self._method and self._seat is not None:
+            self._lobby.admit(self._seat)
+        self._method = head.method
         way = self._route(head, self._visitor)
         if self._asked and way.backend != self._backend:
             self._next = way
@@ -173,19 +216,26 @@ class HttpVisitor(Edge):
             self._waits = True
         if not head.keep_alive and not self._requests.in_body:
             self._last = True
-        self._later(ANSWER_TIME, self._silent)
+        self._wait(ANSWER_TIME)
         raw = heads.request(head, self._visitor, self._scheme, host=way.host, without=way.without)
         if self.stream is not None and way.backend == self._backend:
+            whole = not self._requests.in_body and not head.upgrade
+            self._again = way if len(self._asked) == 1 and whole and head.method in _SAFE else None
             self._push(raw)
             return
+        self._again = None
         self._leave()
-        stream = way.backend.open(NOTHING, self._visitor)
+        backend = way.backend
+        stream = backend.open(NOTHING, self._address)
         if stream is None:
+            self._asked.pop()
             raise MessageError(503, "The service takes no more visitors now: try again in a moment.")
-        self._backend = way.backend
+        self._backend = backend
+        backend.users.add(self)
         self._responses = Responses()
+        self._extra = 0 if self._backlog is None else len(self._backlog)
         self._stash = raw
-        self.join(stream, way.backend.link)
+        self.join(stream, backend.link)
 
     def _push(self, data: bytes) -> None:
         """Send as credit allows; reading goes on when all has left."""
@@ -199,7 +249,12 @@ class HttpVisitor(Edge):
             stream.fin()
             self._part(Code.NO_ERROR)
         self._stash = None
-        self._backend = None
+
+    def _part(self, code: Code) -> None:
+        if self._backend is not None:
+            self._backend.users.discard(self)
+            self._backend = None
+        super()._part(code)
 
     def _read_on(self) -> None:
         if not self._waits:
@@ -208,16 +263,39 @@ class HttpVisitor(Edge):
     def _input_over(self) -> None:
         if self._raw or self._fin_due:
             super()._input_over()
+        elif self._requests.in_body:
+            self._give_up()  # the request will never be whole
         elif not self._asked:
             self._finish()
         else:
             self._last = True  # the answers still come: many a server takes an end for a change of mind
 
+    # --- to the visitor ------------------------------------------------------------------------------------------------
+
+    def _emit(self, data: bytes | memoryview, taken: int) -> None:
+        """Write what stands for so many bytes of the stream."""
+        super().deliver(data if isinstance(data, memoryview) else memoryview(data))
+        if self._backlog is not None:
+            self._extra += len(data) - taken
+            self._count()
+
+    def on_writable(self) -> None:
+        super().on_writable()
+        if self._backlog is None:
+            self._extra = 0
+        else:
+            self._count()
+
+    def _count(self) -> None:
+        """Of the backlog what the stream has brought: it must not seem to have brought more, or its credit would go backwards."""
+        if self.stream is not None and self._backlog is not None:
+            self.stream.queued = max(0, len(self._backlog) - self._extra)
+
     # --- from the stream -----------------------------------------------------------------------------------------------
 
     def deliver(self, piece: memoryview) -> None:
         if self._raw:
-            super().deliver(piece)
+            self._emit(piece, len(piece))
             return
         responses = self._responses
         stream = self.stream
@@ -225,7 +303,7 @@ class HttpVisitor(Edge):
             while piece and self.stream is stream:
                 if responses.in_body:
                     size = responses.take_body(piece)
-                    super().deliver(piece[:size])
+                    self._emit(piece[:size], size)
                     if responses.between:
                         self._answered()
                 else:
@@ -233,27 +311,30 @@ class HttpVisitor(Edge):
                         raise MessageError(502, "The service answered what nobody had asked.")
                     responses.bodiless = self._asked[0].method == b"HEAD"
                     size = responses.take_head(piece)
-                    if responses.whole and self._response(responses.head()):
+                    if responses.whole and self._response(responses.head(), size):
                         self._switch(piece[size:])
                         return
                 piece = piece[size:]
         except MessageError as error:
-            self._broken(502, error.text if error.status == 502 else "The service's answer is not HTTP/1.1.")
+            told = error.text if error.status == 502 else "The service's answer is not HTTP/1.1."
+            self._broken(MessageError(502, told))
 
-    def _response(self, head: Response) -> bool:
-        """Pass a head on; whether another protocol begins behind it."""
+    def _response(self, head: Response, size: int) -> bool:
+        """Pass a head on, of which the last `size` bytes have come just now; whether another protocol begins behind it."""
         asked = self._asked[0]
         switched = head.status == 101
         if switched and (not asked.upgrade or head.upgrade.lower() != asked.upgrade.lower()):
             raise MessageError(502, "The service switched to a protocol that was not asked for.")
+        self._again = None
         if head.status >= 200:
             self._answering = True
-            self._stop_clock()
+            self._due = _NEVER
             if not head.keep_alive:
                 self._asked[0] = asked._replace(keep_alive=False)
-        if not self._asked[0].keep_alive:
+        ends = self._last and len(self._asked) == 1 and self._refused is None
+        if not self._asked[0].keep_alive or (ends and not switched):
             head = head._replace(keep_alive=False)
-        super().deliver(memoryview(heads.response(head)))
+        self._emit(heads.response(head), size)
         if self._answering and self._responses.between:
             self._answered()
         return switched
@@ -262,20 +343,21 @@ class HttpVisitor(Edge):
         """An answer is over."""
         self._answering = False
         asked = self._asked.popleft()
+        if not self._asked and self._refused is not None:
+            self._refuse(self._refused)
+            return
         if not asked.keep_alive or (self._last and not self._asked):
             self._finish()
             return
-        self._later(ANSWER_TIME if self._asked else IDLE_TIME, self._silent)
+        self._wait(ANSWER_TIME if self._asked else IDLE_TIME)
+        if self._idle and self.stream is not None and self.stream.session.going_away:
+            self._leave()
         if not self._waits or (self._asked and self._next is not None):
             return
         self._waits = False
-        try:
-            if self._next is not None:
-                way, self._next = self._next, None
-                self._ask(way)
-        except MessageError as error:
-            self._refuse(error)
-            return
+        if self._next is not None:
+            way, self._next = self._next, None
+            self._route_again(way)
         behind, self._behind = self._behind, b""
         self._read(memoryview(behind))
         self.on_room()
@@ -283,9 +365,9 @@ class HttpVisitor(Edge):
     def _switch(self, piece: memoryview) -> None:
         """A 101 has been passed on: what either side sent behind its head is of the other protocol."""
         self._raw = True
-        self._stop_clock()
+        self._due = _NEVER
         if piece:
-            super().deliver(piece)
+            self._emit(piece, len(piece))
         self._asked.clear()
         self._waits = False
         behind, self._behind = self._behind, b""
@@ -303,42 +385,58 @@ class HttpVisitor(Edge):
             self._asked[0] = self._asked[0]._replace(keep_alive=False)
             self._answered()
         else:
-            self._broken(502, "The service ended its connection without an answer.")
+            self._broken(MessageError(502, "The service ended its connection without an answer."))
 
     def on_reset(self, code: Code) -> None:
         if self._raw:
             super().on_reset(code)
         else:
-            self._broken(*failed(code))
+            self._broken(failed(code))
 
     def on_lost(self) -> None:
         if self._raw:
             super().on_lost()
         else:
-            self._broken(*failed(Code.NO_ERROR))
+            self._broken(failed(Code.NO_ERROR))
 
     # --- ends ----------------------------------------------------------------------------------------------------------
 
-    def _broken(self, status: int, text: str) -> None:
-        """The target's connection is of no more use. A connection that nobody waits for may end; half an answer must not look whole."""
+    def _broken(self, error: MessageError) -> None:
+        """The target's connection is of no more use. One that nobody waits for may end; half an answer must not look whole."""
         if self._answering:
             self._give_up()
             return
-        idle = not self._asked
         self._part(Code.CANCEL)
-        self._backend = None
         self._stash = None
-        if idle:
-            self._responses = Responses()
+        if self._again is not None:  # it was idle for too long, and ended while this was on its way
+            self._asked.clear()
+            self._route_again(self._again)
+        elif self._asked:
+            self._say(error)
+        elif self._requests.in_body:
+            self._finish()
         else:
-            self._refuse(MessageError(status, text))
+            self._responses = Responses()
+
+    def _route_again(self, way: Way) -> None:
+        try:
+            self._ask(way)
+        except MessageError as error:
+            self._refuse(error)
 
     def _refuse(self, error: MessageError) -> None:
         """Answer with a page and end, behind the answers that are still to come."""
-        if self._answering or len(self._asked) > 1:
-            self._give_up()  # a page would stand in the middle of another answer
-            return
-        super().deliver(memoryview(page(error.status, error.text)))
+        if self._asked:
+            self._refused = error
+            self._last = True
+        else:
+            self._say(error)
+
+    def _say(self, error: MessageError) -> None:
+        page = answer(error)
+        if (self._asked[0].method if self._asked else self._method) == b"HEAD":
+            page = page[: page.index(b"\r\n\r\n") + 4]
+        self._emit(page, 0)
         self._finish()
 
     def _finish(self) -> None:
@@ -346,24 +444,38 @@ class HttpVisitor(Edge):
         self._last = True
         self._asked.clear()
         self._behind = b""
+        if self._requests.in_body:  # what is left of it goes nowhere
+            self._part(Code.CANCEL)
         self._leave()
-        self._stop_clock()
+        self._due = _NEVER
         self._end()
 
-    def _silent(self) -> None:
-        """A time is over."""
-        if self._answering:
+    # --- time ----------------------------------------------------------------------------------------------------------
+
+    def _wait(self, seconds: float) -> None:
+        """Be patient for so long from now on. One timer serves all waits of a connection: requests are more often than it fires."""
+        now = self._runtime.loop.time()
+        self._due = now + seconds
+        if self._timer is None or self._timer.when() > self._due:
+            self._later(seconds, self._time_over)
+
+    def _time_over(self) -> None:
+        self._timer = None
+        now = self._runtime.loop.time()
+        if self._due == _NEVER or self._answering:
             return
+        moved = 0 if self.stream is None else self.stream.moved
+        if moved != self._moved and not self._idle:
+            self._moved = moved
+            self._due = max(self._due, now + ANSWER_TIME)
+        if now < self._due:
+            self._later(self._due - now, self._time_over)
+            return
+        self._due = _NEVER
         if self._asked:
             self._part(Code.CANCEL)
-            self._asked.clear()
-            self._refuse(MessageError(504, "The service did not answer in time."))
+            self._say(MessageError(504, "The service did not answer in time."))
         elif not self._requests.between:
             self._refuse(MessageError(408, "The request did not come in time."))
         else:
             self._finish()
-
-    def _stop_clock(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

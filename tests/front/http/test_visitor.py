@@ -12,8 +12,10 @@ import pytest
 from fastrelay import wire
 from fastrelay.errors import Code, MessageError
 from fastrelay.front.http import visitor as visitor_module
+from fastrelay.front.http.lobby import Lobby
 from fastrelay.front.http.messages import Request
-from fastrelay.front.http.visitor import HttpVisitor, Way
+from fastrelay.front.http.visitor import HttpVisitor
+from fastrelay.front.http.way import User, Way
 from fastrelay.mux.stream import Outlet, Stream
 from fastrelay.net.link import Link
 from fastrelay.wire import Kind
@@ -32,6 +34,7 @@ class Service:
     bench: Bench
     full: bool = False
     streams: list[Stream] = field(default_factory=list)
+    users: set[User] = field(default_factory=set)
 
     @property
     def link(self) -> Link:
@@ -74,7 +77,7 @@ async def front() -> AsyncIterator[tuple[Local, Service, Service]]:
             return Way(services[request.host], request)
 
         outside, inside = tcp_pair()
-        edge = HttpVisitor(one.runtime, route, "http")
+        edge = HttpVisitor(one.runtime, route, "http", Lobby(one.runtime))
         await one.loop.connect_accepted_socket(lambda: edge, inside)
         local = Local(outside)
         one.locals.append(local)
@@ -406,9 +409,165 @@ def test_a_visitor_that_sends_no_more_gets_its_answer(run: Run) -> None:
             stream = await one.asked()
             await turns(10)
             await one.answer(stream, OK)
-            assert await local.to_end() == (OK, End.EOF)
+            assert await local.to_end() == (OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), End.EOF)
             assert (await one.bench.peer.half(stream))[1] == Kind.FIN
             await one.bench.peer.send(pair.fin(stream))
+
+    run(main())
+
+
+def test_half_a_request_ends_with_its_visitor(run: Run) -> None:
+    """Nobody waits for the rest of a body, and the target does not take what there is for all of it."""
+
+    async def main() -> None:
+        async with front() as (local, one, _):
+            await local.send(b"PUT / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 9\r\n\r\nhalf")
+            stream = await one.asked()
+            local.eof()
+            assert (await one.bench.peer.half(stream))[1] == Kind.RESET
+            assert await local.to_end() == (b"", End.RESET)
+
+    run(main())
+
+
+def test_a_bad_request_waits_for_the_answers_before_it(run: Run) -> None:
+    async def main() -> None:
+        async with front() as (local, one, _):
+            await local.send(GET % 1 + b"GET / HTTP/1.1\r\nHost: c.example\r\n\r\n" + GET % 3)
+            stream = await one.asked(b"GET /1 ")
+            await turns(10)
+            assert local.quiet()
+            await one.answer(stream, OK)
+            raw, end = await local.to_end()
+            assert raw.startswith(OK + b"HTTP/1.1 404 ") and raw.count(b"HTTP/1.1") == 2 and end is End.EOF
+            assert len(one.streams) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_body_that_is_none(run: Run, early: bool) -> None:
+    """The target never gets it whole, and the visitor is told, if it has not been told something else already."""
+
+    async def main() -> None:
+        async with front() as (local, one, _):
+            head = b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n"
+            await local.send(head + b"3\r\nabc\r\n")
+            stream = await one.asked()
+            if early:
+                await one.answer(stream, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+                await head_of(local)
+                await local.read(4)
+            await local.send(b"x\r\n\r\n")
+            assert (await one.bench.peer.half(stream))[1] == Kind.RESET
+            raw, end = await local.to_end()
+            assert (raw[:13], end) == ((b"", End.RESET) if early else (b"HTTP/1.1 400 ", End.EOF))
+
+    run(main())
+
+
+def test_a_request_that_met_the_end_of_an_idle_connection_is_sent_once_more(run: Run) -> None:
+    """But not one that may have done something, nor twice."""
+
+    async def main() -> None:
+        async with front() as (local, one, _):
+            await local.send(GET % 1)
+            stream = await one.asked()
+            await one.answer(stream, OK)
+            await local.read(len(OK))
+            await local.send(GET % 2)
+            await one.asked(b"GET /2 ", stream=stream)
+            await one.bench.peer.send(pair.reset(stream))
+            second = await one.asked(b"GET /2 ")
+            assert second != stream
+            await one.answer(second, OK)
+            assert await local.read(len(OK)) == OK
+            await local.send(b"DELETE / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            await one.asked(b"DELETE / ", stream=second)
+            await one.bench.peer.send(pair.reset(second))
+            raw, _ = await local.to_end()
+            assert raw.startswith(b"HTTP/1.1 502 ") and len(one.streams) == 2
+
+    run(main())
+
+
+def test_a_first_request_is_never_sent_twice(run: Run) -> None:
+    async def main() -> None:
+        async with front() as (local, one, _):
+            await local.send(GET % 1)
+            stream = await one.asked()
+            await one.bench.peer.send(pair.reset(stream))
+            raw, _ = await local.to_end()
+            assert raw.startswith(b"HTTP/1.1 502 ") and len(one.streams) == 1
+
+    run(main())
+
+
+def test_a_page_for_head_has_no_body(run: Run) -> None:
+    async def main() -> None:
+        async with front() as (local, _one, _two):
+            await local.send(b"HEAD / HTTP/1.1\r\nHost: c.example\r\n\r\n")
+            raw, _ = await local.to_end()
+            assert raw.startswith(b"HTTP/1.1 404 ") and raw.endswith(b"\r\n\r\n") and raw.count(b"\r\n\r\n") == 1
+
+    run(main())
+
+
+def test_a_service_that_is_withdrawn_ends_what_is_idle(run: Run) -> None:
+    """The visitor stays; what it has asked for is answered first."""
+
+    async def main() -> None:
+        async with front() as (local, one, _):
+            await local.send(GET % 1)
+            stream = await one.asked()
+            (user,) = one.users
+            user.on_withdrawn()
+            await one.answer(stream, OK)
+            assert await local.read(len(OK)) == OK
+            assert one.users == {user}
+            user.on_withdrawn()
+            assert (await one.bench.peer.half(stream))[1] == Kind.FIN
+            await one.bench.peer.send(pair.fin(stream))
+            assert not one.users and local.quiet()
+            await local.send(GET % 2)
+            await one.answer(await one.asked(b"GET /2 "), OK)
+            assert await local.read(len(OK)) == OK
+
+    run(main())
+
+
+def test_slow_answers_do_not_look_like_silence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a body moves, the patience for the head of its answer begins anew."""
+    monkeypatch.setattr(visitor_module, "ANSWER_TIME", 0.1)
+
+    async def main() -> None:
+        async with front() as (local, one, _):
+            await local.send(b"PUT / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 8\r\n\r\n")
+            stream = await one.asked()
+            for _ in range(8):
+                await asyncio.sleep(0.04)
+                await local.send(b"x")
+            await one.bench.peer.data(stream, 8)
+            await one.answer(stream, OK)
+            assert await local.read(len(OK)) == OK
+
+    run(main())
+
+
+def test_drops_of_a_head_do_not_buy_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visitor_module, "HEAD_TIME", 0.1)
+
+    async def main() -> None:
+        async with front() as (local, one, _):
+            begun = asyncio.get_running_loop().time()
+            for byte in GET % 1:
+                await local.send(bytes([byte]))
+                await asyncio.sleep(0.02)
+                if not local.quiet():
+                    break
+            assert 0.08 < asyncio.get_running_loop().time() - begun < 0.4
+            raw, _ = await local.to_end()
+            assert raw.startswith(b"HTTP/1.1 408 ") and not one.streams
 
     run(main())
 
