@@ -6,18 +6,23 @@ A client does not load the relay's rooms: each function imports its own. Each `r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrelay.config import ClientConfig, Exposure, PortRange, Relay, ServerConfig, Target
+from fastrelay.config import ClientConfig, Exposure, PortRange, Relay, ServerConfig, Target, join_host
+from fastrelay.errors import StartError
 from fastrelay.state import ClientState, ServerState
 
 if TYPE_CHECKING:
+    from fastrelay.errors import Code
+    from fastrelay.roles.caller import Caller
     from fastrelay.roles.server import Server
+    from fastrelay.wire import Listing
 
 Stop = Callable[[], None]
 OnStop = Callable[[Stop], None]
@@ -54,6 +59,92 @@ async def run_client(config: ClientConfig, reachable: Callable[[Exposure, str, i
         await running
 
     await _until_stopped(on_stop, drain, client.close, running)
+
+
+async def run_forward(
+    config: ClientConfig, target: str, bind: tuple[str, int], ready: Callable[[str, int], None], on_stop: OnStop
+) -> None:
+    """`ready(host, port)` is called once, when a local port leads to the service `target` of another client."""
+    from fastrelay.front.forward import ForwardVisitor
+    from fastrelay.net.door import VisitorDoor
+    from fastrelay.net.listen import listen
+
+    try:
+        sock = listen(*bind)
+    except OSError as error:
+        raise StartError(
+            f"Cannot listen on {join_host(*bind)}, because the system says {error.strerror or error}: name another LOCAL, or none for any "
+            "free port."
+        ) from None
+    told = False
+
+    def stands() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            ready(bind[0], door.port)
+
+    try:
+        caller = _caller(config, stands)
+    except BaseException:
+        sock.close()
+        raise
+    door = VisitorDoor(caller.runtime, sock, lambda: ForwardVisitor(caller.runtime, caller, target))
+    caller.serve(door)
+    running = asyncio.ensure_future(caller.run())
+
+    async def drain() -> None:
+        caller.drain()
+        await running
+
+    await _until_stopped(on_stop, drain, caller.close, running)
+
+
+async def run_dial(config: ClientConfig, target: str, sock: socket.socket, on_stop: OnStop) -> tuple[Code, bool] | None:
+    """Join `sock` with the service `target` of another client. Returns how that ended, NO_ERROR if both directions did on their own, and whether
+    the target was reached; None if it was stopped.
+    """
+    from fastrelay.front.forward import DialVisitor
+
+    async with _session(config) as caller:
+        visitor = DialVisitor(caller.runtime, caller, target)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: visitor, sock)
+        stopped = asyncio.Event()
+        on_stop(stopped.set)
+        over = asyncio.ensure_future(asyncio.wait_for(visitor.over, None))
+        await _first(over, stopped.wait())
+        return over.result() if over.done() and not over.cancelled() else None
+
+
+async def run_list(config: ClientConfig) -> list[Listing]:
+    """The private services that may be reached."""
+    async with _session(config) as caller:
+        return await caller.listing()
+
+
+@contextlib.asynccontextmanager
+async def _session(config: ClientConfig) -> AsyncIterator[Caller]:
+    """A session for one purpose: whoever loses it, or does not get it, is told and does not try again."""
+    stands = asyncio.Event()
+    caller = _caller(config, stands.set, again=False)
+    running = asyncio.ensure_future(caller.run())
+    try:
+        await _first(stands.wait(), running)
+        yield caller
+    finally:
+        await caller.close()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def _caller(config: ClientConfig, stands: Callable[[], None], *, again: bool = True) -> Caller:
+    from fastrelay.roles.caller import Caller
+
+    state = ClientState.open(config.state, config.relay.url, config.name)
+    try:
+        return Caller(config, state, stands, again=again)
+    except BaseException:
+        state.close()
+        raise
 
 
 async def run_demo(

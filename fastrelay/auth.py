@@ -380,7 +380,7 @@ class RelayLogin:
         texts of their own for certificates (section 4.6); PROTOCOL for an AUTH that breaks section 4.1.
         """
         auth = wire.unpack_json(payload, wire.Auth)
-        if not config.NAME.fullmatch(auth.name):
+        if auth.name and not config.NAME.fullmatch(auth.name):
             raise ProtocolError(Code.PROTOCOL, "the name in AUTH does not have the form of a name")
         if not INSTANCE.fullmatch(auth.instance):
             raise ProtocolError(Code.PROTOCOL, "the instance in AUTH does not have the form of an instance")

@@ -42,6 +42,7 @@ class Code(enum.IntEnum):
     LIMIT = 36
     CONNECTION_RESET = 37
     CANCEL = 38
+    AWAY = 39
 
     @classmethod
     def of(cls, number: int) -> Code:

@@ -116,6 +116,9 @@ class Limits:
     )
     handshake_time: float = _limit(wire.HANDSHAKE_TIME, 0.1, 60, "seconds", Side.BOTH, "the connection is closed")
     dial_time: float = _limit(wire.DIAL_TIME, 0.1, 120, "seconds", Side.CLIENT, "the visitor is reset (DIAL_TIMEOUT)")
+    answer_time: float = _limit(
+        wire.ANSWER_TIME, 0.1, 300, "seconds", Side.RELAY, "the visitor is reset (DIAL_TIMEOUT)"
+    )
     half_open_time: float = _limit(
         wire.HALF_OPEN_IDLE, 1, 86_400, "seconds", Side.BOTH, "streams on which nothing moved are reset (TIMEOUT)"
     )
@@ -149,9 +152,10 @@ class Limits:
     flood_ping: tuple[int, int] = _flood(20, 1, (20, 1), Side.BOTH)
     flood_window: tuple[int, int] = _flood(1000, 10, (1, 1), Side.BOTH)
     flood_empty: tuple[int, int] = _flood(1000, 10, (1, 1), Side.BOTH)
-    flood_open: tuple[int, int] = _flood(1000, 200, (1, 1), Side.RELAY)
-    flood_reset: tuple[int, int] = _flood(1000, 33, (1, 1), Side.RELAY)
+    flood_open: tuple[int, int] = _flood(4000, 2000, (1, 1), Side.RELAY)
+    flood_reset: tuple[int, int] = _flood(2000, 500, (1, 1), Side.RELAY)
     flood_expose: tuple[int, int] = _flood(2 * wire.MAX_SERVICES, 1, (wire.MAX_SERVICES, 1), Side.RELAY)
+    flood_list: tuple[int, int] = _flood(5, 1, (1, 1), Side.RELAY)
     flood_pins: tuple[int, int] = _flood(20, 1, (20, 1), Side.CLIENT)
     flood_optional: tuple[int, int] = _flood(1000, 100, (1, 1), Side.BOTH)
 

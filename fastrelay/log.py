@@ -45,6 +45,7 @@ CAUSES: Final[Mapping[Code, str]] = {
     Code.LIMIT: "limit",
     Code.CONNECTION_RESET: "reset",
     Code.CANCEL: "cancel",
+    Code.AWAY: "away",
 }
 """What events call an end with this code."""
 

@@ -25,12 +25,17 @@ PRIVILEGED: Final = 1024
 """Ports below are granted one by one, never as part of a range."""
 
 _RELAY: Final = "relay"
+OWN: Final = "own"
+"""In `reach`: the private services of clients that came with the same token."""
 _LISTED: Final = 8
 _PATTERN: Final = re.compile(r"[a-z0-9*][a-z0-9._*-]{0,62}")
 _DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST: Final = 36525 * 86400  # a hundred years
 _LATEST: Final = 253402300799.0  # the last second of the year 9999
+
+
+_REACHES: Final = "one that does is made by `fastrelay token new LABEL --reach NAMES` on the relay"
 
 
 class Refusal(NamedTuple):
@@ -230,8 +235,9 @@ def show_time(seconds: float) -> str:
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one token is good for: `names` of clients and of their `services` as patterns, `ports` as `Ports` writes them, how many visitors
-    at a time (`max_streams`, 0 is no bound of its own), and until when (`expires`, unix time, 0 is for ever).
+    """What one token is good for: `names` of clients and of their `services` as patterns, `ports` as `Ports` writes them, how many streams
+    at a time (`max_streams`, 0 is no bound of its own), until when (`expires`, unix time, 0 is for ever), and which private services it reaches
+    (`reach`, patterns, of which OWN stands for those of clients with this token).
 
     A member that this version does not know is an error: it might be a bound. Raises ValueError for what cannot be.
     """
@@ -241,9 +247,10 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ports: str = ""
     max_streams: int = 0
     expires: float = 0.0
+    reach: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for pattern in (*self.names, *self.services):
+        for pattern in (*self.names, *self.services, *self.reach):
             if not _PATTERN.fullmatch(pattern):
                 raise ValueError(f"{pattern!r} is no name or pattern")
         try:
@@ -260,8 +267,8 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, expires=0.0) == msgspec.structs.replace(other, expires=0.0)
 
 
-FIRST_GRANT: Final = Grant(names=("*",), services=("*",), ports=_RELAY)
-"""The first token's: every name, and the range of ports that the relay was started with."""
+FIRST_GRANT: Final = Grant(names=("*",), services=("*",), ports=_RELAY, reach=(OWN,))
+"""The first token's: every name, the range of ports that the relay was started with, and the private services of its own clients."""
 
 
 class Key(Verifier, frozen=True):
@@ -330,12 +337,34 @@ class Key(Verifier, frozen=True):
             f"the token {self.label!r} is for {_listed('services', services)}, not {name!r}; {use} token for {name!r}",
         )
 
+    def refuse_visits(self) -> Refusal | None:
+        """For a client that serves nothing, and only reaches services of others."""
+        if self.grant.reach:
+            return None
+        return Refusal("reach", f"the token {self.label!r} reaches no private services; {_REACHES}")
+
+    def refuse_reach(self, service: str, label: str) -> Refusal | None:
+        """For the name of a private service, which belongs to a client with the token `label`, "" if to nobody.
+
+        The rule OWN says that the service must seem not to be there: its name may be another's.
+        """
+        reach = self.grant.reach
+        if _one_of(tuple(pattern for pattern in reach if pattern != OWN), service):
+            return None
+        if OWN not in reach:
+            return Refusal(
+                "reach", f"the token {self.label!r} reaches {_listed('services', reach)}, not {service!r}; {_REACHES}"
+            )
+        if label == self.label:
+            return None
+        return Refusal(OWN, f"no client with the token {self.label!r} has a private service {service!r}")
+
     def ports(self, relay: PortRange, own: int) -> Allowed:
         """What it gives on a relay with this range of its own, which takes its clients on the port `own`."""
         return Allowed(self.label, Ports.parse(self.grant.ports), relay, own)
 
     def streams(self, most: int) -> int:
-        """How many visitors at a time, where the client takes `most`."""
+        """How many streams at a time, where there may be `most`."""
         return min(most, self.grant.max_streams or most)
 
 

@@ -51,6 +51,7 @@ GOODBYE_TIME: Final = 2
 HALF_OPEN_IDLE: Final = 300
 RESERVED_TIME: Final = 86_400
 DIAL_TIME: Final = 10
+ANSWER_TIME: Final = 15
 MAX_DIALS: Final = 1_024
 
 # --- frames (section 3) ------------------------------------------------------------------------------------------------
@@ -73,6 +74,8 @@ class Kind(enum.IntEnum):
     WELCOME = 0x12
     EXPOSE = 0x13
     EXPOSED = 0x14
+    LIST = 0x15
+    LISTED = 0x16
     PINS = 0x81
 
 
@@ -98,6 +101,8 @@ SIZES: Final[dict[int, tuple[int, int, bool]]] = {
     Kind.WELCOME: (0, MAX_CONTROL, False),
     Kind.EXPOSE: (0, MAX_CONTROL, False),
     Kind.EXPOSED: (0, MAX_CONTROL, False),
+    Kind.LIST: (0, MAX_CONTROL, False),
+    Kind.LISTED: (0, MAX_CONTROL, False),
     Kind.PINS: (0, MAX_CONTROL, False),
 }
 
@@ -155,22 +160,26 @@ FIELD_TRACEPARENT: Final = 4
 
 
 class Open(NamedTuple):
-    """The payload of OPEN. `limit` in bytes; `service` 0 and `visitor` "" where the field is absent."""
+    """The payload of OPEN. `limit` in bytes; `service` 0, `visitor` "" and `target` "" where the field is absent."""
 
     kind: int
     limit: int
     service: int = 0
     visitor: str = ""
+    target: str = ""
 
 
 def pack_open(request: Open) -> bytes:
+    """Of `visitor` and `target` the first 255 bytes are sent."""
     visitor = request.visitor.encode()[:255]
+    target = request.target.encode()[:255] if request.target else b""
     return b"".join(
         (
             OPEN_HEAD.pack(request.kind, request.limit),
             bytes((FIELD_SERVICE, 4)),
             SERVICE.pack(request.service),
             bytes((FIELD_VISITOR, len(visitor))) + visitor if visitor else b"",
+            bytes((FIELD_TARGET, len(target))) + target if target else b"",
         )
     )
 
@@ -189,7 +198,8 @@ def unpack_open(payload: bytes) -> Open:
     service = fields.get(FIELD_SERVICE, bytes(4))
     if len(service) != 4:
         raise ProtocolError(Code.PROTOCOL, f"the service field of OPEN has {len(service)} bytes, not 4")
-    return Open(kind, limit, SERVICE.unpack(service)[0], text(fields.get(FIELD_VISITOR, b"")))
+    visitor, target = text(fields.get(FIELD_VISITOR, b"")), text(fields.get(FIELD_TARGET, b""))
+    return Open(kind, limit, SERVICE.unpack(service)[0], visitor, target)
 
 
 def pack_goaway(last: int, code: int, reason: str) -> bytes:
@@ -267,7 +277,7 @@ class Pins(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Expose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A client asks for a public port; `port` 0 is any. `visitors` are the networks that may come, none of them is everybody."""
+    """A client asks for a service of a `kind` of protocol.md section 5; `port` 0 is any. `visitors` are the networks that may come, none of them\n    is everybody.\n"""
 
     service: int
     name: str
@@ -276,8 +286,29 @@ class Expose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     visitors: tuple[str, ...] = ()
 
 
+class Listing(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that is reached by its name. `since` is unix time: when it was exposed, or its client was last seen if it is not `here`."""
+
+    name: str
+    kind: str
+    client: str
+    since: int
+    here: bool
+
+
+class List(msgspec.Struct, frozen=True, kw_only=True):
+    """What is there to reach?"""
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer, or a part of it: `more` parts follow."""
+
+    services: list[Listing]
+    more: bool
+
+
 class Exposed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The relay's answer: a port, held to so many networks of visitors; or an error with a sentence for the person."""
+    """The relay's answer: a port for a kind that has one, held to so many networks of visitors; or an error with a sentence for the person."""
 
     service: int
     port: int = 0

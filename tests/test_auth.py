@@ -288,11 +288,18 @@ def test_binding_that_was_changed_on_the_way() -> None:
     refused(Code.UNAUTHORIZED, lambda: other.auth(payload))
 
 
-@pytest.mark.parametrize("name", ["", "A", "-a", ".a", "a b", "ä", "a" * 64, "a\n"])
+@pytest.mark.parametrize("name", ["A", "-a", ".a", "a b", "ä", "a" * 64, "a\n"])
 def test_name_in_auth(name: str) -> None:
     one, other = client(name=name), relay()
     payload = one.auth(other.hello(one.hello()))
     refused(Code.PROTOCOL, lambda: other.auth(payload))
+
+
+def test_a_client_that_serves_nothing_has_no_name() -> None:
+    one, other = client(name=""), relay()
+    auth = other.auth(one.auth(other.hello(one.hello())))
+    assert auth.name == ""
+    one.welcome(other.welcome("s", ""))
 
 
 @pytest.mark.parametrize("instance", ["", "a b", "ä", "a" * 65, "a\n", "a."])

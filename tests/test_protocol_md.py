@@ -21,7 +21,7 @@ from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
 from fastrelay.net import gate
 from fastrelay.networks import Networks
-from fastrelay.roles import registry
+from fastrelay.roles import registry, tunnel
 from fastrelay.wire import Kind
 from tests.support.pair import Clock, Side
 
@@ -104,7 +104,11 @@ def test_limits_in_the_text() -> None:
     assert f"`max_data` ({wire.MIN_MAX_DATA} to {wire.MAX_MAX_DATA}, largest DATA payload)" in section("4.1")
     assert f"`early` (0 to {wire.MAX_EARLY}" in section("4.1")
     assert f"`max_streams` (1 to {wire.MAX_STREAMS}" in section("4.1")
-    assert f"of a name the last {wire.MAX_SERVICES} ports" in section("4.4")
+    assert f"of a name the last {wire.MAX_SERVICES} ports and the last {wire.MAX_SERVICES} such services" in section(
+        "4.4"
+    )
+    assert f"at most {registry._MOST_NAMED} names of private services" in section("4.4")
+    assert f"has not answered for {wire.ANSWER_TIME} s" in " ".join(section("6.4").split())
     assert f"the last {registry._MOST_IDLE} that left" in section("4.4")
     assert f"up to {session._OVER_LIMIT} of them at a time" in section("6.2")
     assert session._ID_MARK == 2**32 * 3 // 4 and "three quarters of its ids" in section("6.2")
@@ -155,7 +159,12 @@ def test_errors_of_expose() -> None:
     rooms = Path(roles.__file__).parent
     code = "".join((rooms / name).read_text(encoding="utf-8") for name in ("tunnel.py", "registry.py"))
     said = re.findall(r'(?:refused\(\s*|Offer\(\s*\(\),\s*)"([a-z-]+)"', code)
-    assert {error for error, _ in table("5")[1]} == set(said)
+    assert {error for error, _ in table("5", 1)[1]} == set(said)
+
+
+def test_kinds_of_services() -> None:
+    heads, rows = table("5")
+    assert heads[0] == "kind" and tuple(kind for kind, *_ in rows) == tunnel.KINDS
 
 
 def test_what_is_charged() -> None:
@@ -213,7 +222,8 @@ def build(text: str) -> bytes:
         case Kind.DATA | Kind.FIN | Kind.TRUNC:
             payload = said.encode()
         case Kind.OPEN:
-            request = wire.Open(int(words["kind"]), int(words["limit"]), int(words["service"]), words["visitor"])
+            what, limit, service = (int(words[name]) for name in ("kind", "limit", "service"))
+            request = wire.Open(what, limit, service, words.get("visitor", ""), words.get("target", ""))
             payload = wire.pack_open(request)
         case Kind.ACCEPT:
             payload = wire.LIMIT.pack(int(words["limit"]))
@@ -225,8 +235,14 @@ def build(text: str) -> bytes:
             payload = bytes.fromhex(text.split()[1])
         case Kind.GOAWAY:
             payload = wire.pack_goaway(int(words["last"]), int(words["code"]), said)
-        case Kind.AUTH | Kind.WELCOME | Kind.PINS:
-            forms = {Kind.AUTH: wire.Auth, Kind.WELCOME: wire.Welcome, Kind.PINS: wire.Pins}
+        case Kind.AUTH | Kind.WELCOME | Kind.PINS | Kind.LIST | Kind.LISTED:
+            forms = {
+                Kind.AUTH: wire.Auth,
+                Kind.WELCOME: wire.Welcome,
+                Kind.PINS: wire.Pins,
+                Kind.LIST: wire.List,
+                Kind.LISTED: wire.Listed,
+            }
             payload = wire.pack_json(forms[kind](**json.loads(text.split(maxsplit=1)[1])))
         case _:
             raise AssertionError(f"no vector is known for {name}")
@@ -277,9 +293,10 @@ def test_every_kind_of_stream_frame_has_a_vector() -> None:
 
 
 def test_vectors_unpack() -> None:
-    raw = {text.split()[0]: bytes.fromhex(raw) for text, raw in FRAMES}
-    assert wire.unpack_open(raw["OPEN"][8:]) == wire.Open(0, 262144, 7, "192.0.2.9:51544")
-    assert wire.unpack_goaway(raw["GOAWAY"][8:]) == (2, Code.SHUTDOWN, "restarting")
+    raw = {" ".join(text.split()[:2]): bytes.fromhex(raw) for text, raw in FRAMES}
+    assert wire.unpack_open(raw["OPEN stream=2"][8:]) == wire.Open(0, 262144, 7, "192.0.2.9:51544")
+    assert wire.unpack_open(raw["OPEN stream=1"][8:]) == wire.Open(0, 262144, 0, "", "db")
+    assert wire.unpack_goaway(raw["GOAWAY last=2"][8:]) == (2, Code.SHUTDOWN, "restarting")
 
 
 @pytest.mark.parametrize(

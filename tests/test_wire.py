@@ -23,6 +23,8 @@ FORMS: tuple[type[msgspec.Struct], ...] = (
     wire.Welcome,
     wire.Expose,
     wire.Exposed,
+    wire.List,
+    wire.Listed,
     wire.Settings,
 )
 SETTINGS = st.builds(
@@ -53,6 +55,13 @@ MESSAGES = st.one_of(
         visitors=st.lists(TEXT, max_size=3).map(tuple),
     ),
     st.builds(wire.Exposed, service=U32, port=st.integers(0, 65535), visitors=U32, error=TEXT, text=TEXT),
+    st.builds(
+        wire.Listed,
+        services=st.lists(
+            st.builds(wire.Listing, name=TEXT, kind=TEXT, client=TEXT, since=U32, here=st.booleans()), max_size=3
+        ),
+        more=st.booleans(),
+    ),
 )
 
 
@@ -74,14 +83,15 @@ def test_code_frame(kind: Kind, stream: int, code: int) -> None:
     assert wire.code_frame(kind, stream, code) == wire.frame(kind, stream, wire.CODE.pack(code))
 
 
-@given(st.builds(wire.Open, st.integers(0, 255), U64, U32, PLAIN))
+@given(st.builds(wire.Open, st.integers(0, 255), U64, U32, PLAIN, PLAIN))
 def test_open_round_trip(request: wire.Open) -> None:
     assert wire.unpack_open(wire.pack_open(request)) == request
 
 
 @given(TEXT)
-def test_open_with_any_visitor_fits_its_field(visitor: str) -> None:
-    assert wire.unpack_open(wire.pack_open(wire.Open(0, 1, 2, visitor))).visitor.isprintable()
+def test_open_with_any_text_fits_its_fields(text: str) -> None:
+    request = wire.unpack_open(wire.pack_open(wire.Open(0, 1, 2, text, text)))
+    assert request.visitor.isprintable() and request.target == request.visitor
 
 
 def test_open_keeps_the_first_of_a_repeated_field_and_ignores_unknown_ones() -> None:
@@ -92,7 +102,7 @@ def test_open_keeps_the_first_of_a_repeated_field_and_ignores_unknown_ones() -> 
         (
             wire.OPEN_HEAD.pack(0, 5),
             field(200, b"unknown"),
-            field(wire.FIELD_TARGET, b"reserved"),
+            field(wire.FIELD_TARGET, b"db"),
             field(wire.FIELD_SERVICE, bytes((0, 0, 0, 7))),
             field(wire.FIELD_SERVICE, bytes((0, 0, 0, 8))),
             field(wire.FIELD_VISITOR, b"first"),
@@ -100,7 +110,7 @@ def test_open_keeps_the_first_of_a_repeated_field_and_ignores_unknown_ones() -> 
             field(wire.FIELD_TRACEPARENT, b""),
         )
     )
-    assert wire.unpack_open(payload) == wire.Open(0, 5, 7, "first")
+    assert wire.unpack_open(payload) == wire.Open(0, 5, 7, "first", "db")
 
 
 @given(st.binary(min_size=9, max_size=200))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from fastrelay import __version__
+from fastrelay.cli.callers import dial, forward, list_
 from fastrelay.cli.clients import client
 from fastrelay.cli.keys import key
 from fastrelay.cli.options import expose_option, loop_option
@@ -52,9 +53,9 @@ def demo(expose: tuple[str, ...], loop: str) -> None:
                 f"\nA relay and a client run on this machine. Send a byte through them:\n\n    curl http://{host}:{port}/\n"
             )
         else:
-            say(f"\n{exposure.target} is reachable through a relay on this machine, at {host}:{port}.\n")
+            say(f"\n{exposure.target} is reachable through a relay on this machine, at {exposure.url(host, port)}.\n")
         say("Ctrl-C drains and stops.")
-        data(f"tcp://{host}:{port}")
+        data(exposure.url(host, port))
 
     run(lambda on_stop: run_demo(exposures, reachable, on_stop), loop, DEFAULTS.drain_time)
 
@@ -72,7 +73,7 @@ def bench(words: tuple[str, ...]) -> None:
     measure(args=list(words), prog_name="fastrelay bench")
 
 
-for command in (server, client, token, key):
+for command in (server, client, forward, dial, list_, token, key):
     cli.add_command(command)
 
 

@@ -30,4 +30,4 @@ class Limited(click.Command):
     def _side(self) -> Side:
         from fastrelay.limits import Side
 
-        return Side.CLIENT if self.name == "client" else Side.RELAY
+        return Side.RELAY if self.name == "server" else Side.CLIENT

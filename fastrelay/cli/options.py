@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastrelay.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastrelay.config import ClientConfig, Exposure
+    from fastrelay.limits import Limits
 
 loop_option = click.option(
     "--loop",
@@ -37,8 +44,115 @@ def expose_option(required: bool) -> Callable[[Callable[..., None]], Callable[..
         multiple=True,
         required=required,
         show_envvar=True,
-        help="What visitors reach: [NAME=][tcp://][PUBLIC:][HOST:]PORT or [NAME=][PUBLIC:]unix:/path. May be repeated.",
+        help="What visitors reach: [NAME=][tcp://][PUBLIC:][HOST:]PORT; or [NAME=]private://[HOST:]PORT, which has no public port, and which "
+        "`fastrelay forward` and `dial` reach by NAME. unix:/path may stand for HOST:PORT. May be repeated.",
     )
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a client shows of itself, and how it knows the relay, as typed."""
+
+    token: str | None
+    token_file: Path | None
+    client_cert: Path | None
+    client_key: Path | None
+    pins: tuple[str, ...]
+    state: Path | None
+
+    def config(self, relay: str, name: str, exposures: tuple[Exposure, ...], limits: Limits) -> ClientConfig:
+        """The configuration of a client with these. `relay` "-" is what FASTRELAY_RELAY says."""
+        from fastrelay.auth import Token, parse_pin
+        from fastrelay.config import ClientConfig, parse_relay
+        from fastrelay.state import default_state
+
+        if relay == "-":
+            relay = os.environ.get("FASTRELAY_RELAY", "")
+            if not relay.strip():
+                raise UsageError("There is no relay: name it, or set FASTRELAY_RELAY.")
+        secret = read_token(self.token, self.token_file)
+        if secret is not None:
+            Token.parse(secret)
+        return ClientConfig(
+            relay=parse_relay(relay),
+            token=secret or "",
+            exposures=exposures,
+            name=name,
+            state=self.state or default_state("client"),
+            limits=limits,
+            client_cert=self.client_cert,
+            client_key=self.client_key,
+            pins=tuple(parse_pin(pin) for pin in self.pins),
+        )
+
+
+def credential_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that logs in at a relay; it takes them as one argument, `credentials`."""
+
+    @functools.wraps(command)
+    def collected(
+        token: str | None,
+        token_file: Path | None,
+        client_cert: Path | None,
+        client_key: Path | None,
+        pins: tuple[str, ...],
+        state: Path | None,
+        **others: Any,
+    ) -> None:
+        command(credentials=Credentials(token, token_file, client_cert, client_key, pins, state), **others)
+
+    made: Callable[..., None] = collected
+    for option in reversed(_CREDENTIALS):
+        made = option(made)
+    return made
+
+
+_CREDENTIALS = [
+    click.option(
+        "--token",
+        metavar="TOKEN",
+        envvar="FASTRELAY_TOKEN",
+        show_envvar=True,
+        help="The relay's token (`fastrelay token show` there). Processes of other users can read it here: --token-file is better.",
+    ),
+    click.option(
+        "--token-file",
+        type=click.Path(path_type=Path),
+        envvar="FASTRELAY_TOKEN_FILE",
+        show_envvar=True,
+        help="A file that holds the token.",
+    ),
+    click.option(
+        "--client-cert",
+        type=click.Path(path_type=Path),
+        envvar="FASTRELAY_CLIENT_CERT",
+        show_envvar=True,
+        help="This client's TLS certificate chain (PEM), beside the token or instead of it; with --client-key.",
+    ),
+    click.option(
+        "--client-key",
+        type=click.Path(path_type=Path),
+        envvar="FASTRELAY_CLIENT_KEY",
+        show_envvar=True,
+        help="The key of --client-cert (PEM).",
+    ),
+    click.option(
+        "--pin",
+        "pins",
+        metavar="PIN",
+        multiple=True,
+        envvar="FASTRELAY_CLIENT_PIN",
+        show_envvar=True,
+        help="The relay's key (`fastrelay key show` there) instead of the token's pins; twice while it changes.",
+    ),
+    click.option(
+        "--state",
+        type=click.Path(path_type=Path),
+        envvar="FASTRELAY_CLIENT_STATE",
+        show_envvar=True,
+        help="Directory that says which installation this is.",
+    ),
+]
 
 
 def refuse_empty(variable: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -22,6 +22,13 @@ def sentences() -> Iterator[None]:
     except StartError as error:
         say(f"Error: {error}")
         sys.exit(3)
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows in columns that are as wide as they must be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastrelay.cli.output import say
+from fastrelay.cli.output import say, table
 from fastrelay.cli.state import state_option
 from fastrelay.errors import UsageError
 
@@ -55,7 +55,6 @@ def _identity(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--services",
     metavar="NAMES",
-    default="*",
     show_envvar=True,
     help="Names of services between commas, with * for any characters; all if not given.",
 )
@@ -64,6 +63,14 @@ def _identity(command: Callable[..., None]) -> Callable[..., None]:
     metavar="NAMES",
     show_envvar=True,
     help="Names of clients in the same form; only LABEL if not given.",
+)
+@click.option(
+    "--reach",
+    metavar="NAMES",
+    default="",
+    show_envvar=True,
+    help="Private services that it may visit, in the same form; own stands for those of clients with this token. None if not given. "
+    "With this alone it is for visiting only: no --services and no --names.",
 )
 @click.option(
     "--expires",
@@ -90,8 +97,9 @@ def _identity(command: Callable[..., None]) -> Callable[..., None]:
 def new(
     label: str,
     ports: str,
-    services: str,
+    services: str | None,
     names: str | None,
+    reach: str,
     expires: str | None,
     max_streams: int | None,
     client_cert: Path | None,
@@ -105,15 +113,18 @@ def new(
     It grants nothing but what is said here.
     """
     from fastrelay.net.tls import file_pin
-    from fastrelay.policy import Grant, Key, Ports, check_label, parse_expiry, parse_patterns
+    from fastrelay.policy import OWN, Grant, Key, Ports, check_label, parse_expiry, parse_patterns
     from fastrelay.state.tokens import new_token
 
     now = time.time()
     check_label(label)
+    reached = parse_patterns(reach, "service") if reach else ()
+    visits_only = bool(reached) and OWN not in reached and not ports and services is None and names is None
     grant = Grant(
-        names=(label,) if names is None else parse_patterns(names, "client"),
-        services=parse_patterns(services, "service"),
+        names=(() if visits_only else (label,)) if names is None else parse_patterns(names, "client"),
+        services=(() if visits_only else ("*",)) if services is None else parse_patterns(services, "service"),
         ports=str(Ports.parse(ports)),
+        reach=reached,
         max_streams=max_streams or 0,
         expires=0.0 if expires is None else parse_expiry(expires, now),
     )
@@ -148,7 +159,7 @@ def list_(state: Path | None) -> None:
     """Print a table of all tokens; no secrets."""
     from fastrelay.policy import show_time
 
-    rows = [("LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "EXPIRES", "CREATED")]
+    rows = [("LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "REACH", "EXPIRES", "CREATED")]
     for key in _open(state).tokens.all():
         grant = key.grant
         rows.append(
@@ -159,13 +170,12 @@ def list_(state: Path | None) -> None:
                 grant.ports or "-",
                 ",".join(grant.names) or "-",
                 ",".join(grant.services) or "-",
+                ",".join(grant.reach) or "-",
                 show_time(grant.expires) if grant.expires else "-",
                 show_time(key.created),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    table(rows)
 
 
 @token.command("show")
@@ -291,18 +301,23 @@ def _hand_out(
     name = "" if "*" in grant.names else f" --name {_example(grant.names, 'NAME')}"
     service = "" if "*" in grant.services else f"{_example(grant.services, 'NAME')}="
     relay = _relay(kept)
+    goal = "On the machine to reach"
+    command = f"fastrelay client {relay or 'RELAY'}{name} --expose {service}{'22' if grant.ports else 'private://22'}"
+    if not grant.names:
+        goal = "On the machine of the visitor"
+        command = f"fastrelay forward {relay or 'RELAY'} {_example(grant.reach, 'NAME')}"
     where = "" if relay else "this machine for RELAY and "
     proof = " --client-cert CERT --client-key KEY" if certified else ""
     if made is not None:
-        what = f"This is the token {label!r}, which is shown this once. On the machine to reach, with {where}a file that holds the token for FILE"
+        what = f"This is the token {label!r}, which is shown this once. {goal}, with {where}a file that holds the token for FILE"
         proof += " --token-file FILE"
     else:
-        what = f"The certificate is enough for {label!r}, there is no token. On the machine to reach, with {where}its files for CERT and KEY"
+        what = f"The certificate is enough for {label!r}, there is no token. {goal}, with {where}its files for CERT and KEY"
         proof += "".join(f" --pin {pin}" for pin in pin_texts(pins))
-    say(f"\n{what}, run:\n\n    fastrelay client {relay or 'RELAY'}{name} --expose {service}22{proof}\n")
-    if not grant.ports:
+    say(f"\n{what}, run:\n\n    {command}{proof}\n")
+    if grant.names and not grant.ports:
         say(
-            "It grants no public port, so a client cannot expose anything with it. One that does is made like this: "
+            "It grants no public port, so with it a client can expose private services only. One that does is made like this: "
             "`fastrelay token new LABEL --ports 20000-20009`.\n"
         )
 
@@ -340,6 +355,7 @@ def _description(key: Key) -> str:
         "ports": grant.ports or "none",
         "names": ",".join(grant.names) or "none",
         "services": ",".join(grant.services) or "none",
+        "reach": ",".join(grant.reach) or "none",
         "streams": str(grant.max_streams or "as many as the client takes"),
         "expires": f"{show_time(grant.expires)}{over}" if grant.expires else "never",
         "created": show_time(key.created),

@@ -8,6 +8,7 @@ from fastrelay.config.client import ClientConfig as ClientConfig
 from fastrelay.config.exposures import Exposure as Exposure
 from fastrelay.config.exposures import Target as Target
 from fastrelay.config.exposures import assign_proxy as assign_proxy
+from fastrelay.config.exposures import check_service as check_service
 from fastrelay.config.exposures import parse_expose as parse_expose
 from fastrelay.config.hosts import NAME as NAME
 from fastrelay.config.hosts import PortRange as PortRange

@@ -15,7 +15,7 @@ from fastrelay.limits import DEFAULTS, Limits
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """A client called `name`. `token` is the token's text, a secret, which no repr shows; "" for none.
+    """A client called `name`; with "", and without exposures, one that only visits services of others. `token` is the token's text, a secret, which no repr shows; "" for none.
 
     `client_cert` and `client_key` are PEM files, or None; `pins` are the relay's, 32 bytes each, instead of the token's. Raises UsageError
     for what cannot be together.
@@ -32,7 +32,8 @@ class ClientConfig:
     pins: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        check_name(self.name, "client")
+        if self.name or self.exposures:
+            check_name(self.name, "client")
         if (self.client_cert is None) is not (self.client_key is None):
             missing = "--client-cert" if self.client_cert is None else "--client-key"
             raise UsageError(

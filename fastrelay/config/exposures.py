@@ -23,7 +23,7 @@ from fastrelay.networks import Networks
 
 _UNIX_PATH: Final = 107  # bytes: what Linux's sockaddr_un holds, less the zero at its end
 
-_RIGHT_SPEC: Final = "write it like 22, 20022:22, ssh=20022:192.168.1.7:22 or web=unix:/run/web.sock"
+_RIGHT_SPEC: Final = "write it like 22, 20022:22, ssh=20022:192.168.1.7:22, web=unix:/run/web.sock or db=private://5432"
 PROXY_VERSIONS: Final = {"off": 0, "v1": 1, "v2": 2}
 
 
@@ -55,7 +55,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Exposure:
-    """A service by `name`, the public `port` it asks for (0 is any), the target behind it, and who may visit, None for everybody
+    """A service by `name`, the public `port` it asks for (0 is any), the target behind it, who may visit, None for everybody, and its `kind`
     (protocol.md section 5). `proxy` is the version of the PROXY header that its target is given first, 0 for none.
     """
 
@@ -64,34 +64,48 @@ class Exposure:
     target: Target
     visitors: Networks | None = None
     proxy: int = 0
+    kind: str = "tcp"
 
     def __post_init__(self) -> None:
         check_name(self.name, "service")
         check_port(self.port, 0, "public port")
         if self.proxy not in PROXY_VERSIONS.values():
             raise UsageError(f"There is no version {self.proxy} of the PROXY protocol: use 1 or 2, or 0 for none.")
+        if self.port and self.kind != "tcp":
+            raise UsageError(f"The service {self.name!r} is {self.kind} and has no public port: leave out {self.port}.")
 
     def __str__(self) -> str:
         """The SPEC in full, which says nothing of what has options of its own; `parse_expose` reads it back."""
-        return f"{self.name}={f'{self.port}:' if self.port else ''}{self.target}"
+        scheme = "" if self.kind == "tcp" else f"{self.kind}://"
+        return f"{self.name}={scheme}{f'{self.port}:' if self.port else ''}{self.target}"
+
+    def url(self, host: str, port: int) -> str:
+        """How visitors reach it, where the relay has given it this public address."""
+        return f"tcp://{join_host(host, port)}" if self.kind == "tcp" else f"fastrelay://{self.name}"
+
+
+def check_service(name: str) -> None:
+    """Whether this can be the name of a service."""
+    check_name(name, "service")
 
 
 def parse_expose(spec: str) -> Exposure:
-    """`[NAME=][tcp://][PUBLIC:][HOST:]PORT`, where `unix:/PATH` may stand for HOST:PORT.
+    """`[NAME=][tcp://][PUBLIC:][HOST:]PORT` or `[NAME=]private://[HOST:]PORT`, where `unix:/PATH` may stand for HOST:PORT.
 
     HOST is localhost unless given. `A:B` with digits for A is PUBLIC:PORT, else HOST:PORT. Without NAME the service is called after
     its target: `tcp-22`, `unix-web.sock`.
     """
     try:
-        name, public, target = _split_spec(spec.strip())
+        name, kind, public, target = _split_spec(spec.strip())
     except ValueError as why:
         raise UsageError(f"The service {spec!r} is not understood: {why}; {_RIGHT_SPEC}.") from None
-    return Exposure(_default_name(target) if name is None else name, public, target)
+    return Exposure(_default_name(target) if name is None else name, public, target, kind=kind)
 
 
-def _split_spec(spec: str) -> tuple[str | None, int, Target]:
-    """NAME or None, PUBLIC or 0, and the target. Raises ValueError with half a sentence that says what is wrong."""
+def _split_spec(spec: str) -> tuple[str | None, str, int, Target]:
+    """NAME or None, kind, PUBLIC or 0, and the target. Raises ValueError with half a sentence that says what is wrong."""
     name: str | None = None
+    kind = "tcp"
     rest = spec
     # A "=" behind ":", "/" or "[" belongs to the path of a unix socket.
     if named := re.match(r"([^:/\[=]*)=", spec):
@@ -103,13 +117,16 @@ def _split_spec(spec: str) -> tuple[str | None, int, Target]:
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", rest):
         if scheme[1] == "unix":
             raise ValueError("unix: takes the path of a socket without //, as in unix:/run/x.sock")
-        if scheme[1].lower() != "tcp":
-            raise ValueError(f"the scheme {scheme[1]!r} is not known, only tcp is")
+        kind = scheme[1].lower()
+        if kind not in ("tcp", "private"):
+            raise ValueError(f"the scheme {scheme[1]!r} is not known, only tcp and private are")
         rest = rest[scheme.end() :]
     public = 0
     if leading := re.match(r"([0-9]+):", rest):
         public, rest = read_port(leading[1]), rest[leading.end() :]
-    return name, public, _target(rest)
+        if kind != "tcp":
+            raise ValueError(f"a {kind} service has no public port, and {public} would be one")
+    return name, kind, public, _target(rest)
 
 
 def _target(text: str) -> Target:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from fastrelay.errors import Code
     from fastrelay.mux.stream import Outlet, Stream
     from fastrelay.net.link import Link
 
@@ -15,3 +16,6 @@ class Opener(Protocol):
 
         `outlet` hears of what becomes of it; `visitor` is told to the target's side.
         """
+
+    def missed(self, target: str, visitor: str, code: Code) -> None:
+        """A stream to `target` was refused, and the visitor could not be told why."""

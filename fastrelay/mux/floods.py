@@ -13,11 +13,12 @@ PING = ("PING", *DEFAULTS.flood_ping)
 WINDOW = ("WINDOW that raises nothing", *DEFAULTS.flood_window)
 EMPTY = ("DATA or FIN without effect (empty DATA)", *DEFAULTS.flood_empty)
 OPEN = ("OPEN by a client", *DEFAULTS.flood_open)
-RESET = ("RESET by a client of a stream that it opened", *DEFAULTS.flood_reset)
+RESET = ("RESET by a client before ACCEPT of a stream that it opened", *DEFAULTS.flood_reset)
 EXPOSE = ("EXPOSE", *DEFAULTS.flood_expose)
+LIST = ("LIST", *DEFAULTS.flood_list)
 PINS = ("PINS", *DEFAULTS.flood_pins)
 OPTIONAL = ("unknown optional frame", *DEFAULTS.flood_optional)
-ROWS = (PING, WINDOW, EMPTY, OPEN, RESET, EXPOSE, PINS, OPTIONAL)
+ROWS = (PING, WINDOW, EMPTY, OPEN, RESET, EXPOSE, LIST, PINS, OPTIONAL)
 
 
 class Floods:
@@ -34,6 +35,7 @@ class Floods:
             OPEN: ("flood-open", limits.flood_open),
             RESET: ("flood-reset", limits.flood_reset),
             EXPOSE: ("flood-expose", limits.flood_expose),
+            LIST: ("flood-list", limits.flood_list),
             PINS: ("flood-pins", limits.flood_pins),
             OPTIONAL: ("flood-optional", limits.flood_optional),
         }

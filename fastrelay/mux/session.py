@@ -25,6 +25,8 @@ from fastrelay.wire import CODE, Kind
 _RTT_EVERY = 2.0
 _OVER_LIMIT = 1024
 _ID_MARK = (1 << 32) * 3 // 4
+_LISTED = 16
+"""Services that fit into one LISTED, however long their names are."""
 
 
 class Owner(Protocol):
@@ -35,6 +37,8 @@ class Owner(Protocol):
 
     def on_expose(self, request: wire.Expose) -> None: ...
     def on_exposed(self, answer: wire.Exposed) -> None: ...
+    def on_list(self) -> None: ...
+    def on_listed(self, answer: wire.Listed) -> None: ...
     def on_pins(self, pins: tuple[bytes, ...]) -> None:
         """The relay's keys have changed, or will (protocol.md 4.3)."""
 
@@ -49,6 +53,8 @@ class _Nobody:
     def on_open(self, stream: Stream, request: wire.Open) -> None: ...
     def on_expose(self, request: wire.Expose) -> None: ...
     def on_exposed(self, answer: wire.Exposed) -> None: ...
+    def on_list(self) -> None: ...
+    def on_listed(self, answer: wire.Listed) -> None: ...
     def on_pins(self, pins: tuple[bytes, ...]) -> None: ...
     def on_goaway(self, code: Code, text: str) -> None: ...
     def on_idle(self) -> None: ...
@@ -94,7 +100,7 @@ class Session:
         self._wake = wake
         self._next_id = 1 if dialer else 2
         self.highest = 0  # the highest id that the other side has opened
-        self._their_streams = 0
+        self.their_streams = 0  # open now
         self._floods = floods.Floods(limits)
         self._half_open_time = limits.half_open_time
         self._marked: list[Stream] = []
@@ -110,6 +116,8 @@ class Session:
             Kind.GOAWAY: self._on_goaway,
             Kind.EXPOSE: self._on_expose,
             Kind.EXPOSED: self._on_exposed,
+            Kind.LIST: self._on_list,
+            Kind.LISTED: self._on_listed,
             Kind.PINS: self._on_pins,
         }
         self._stream_handlers: dict[int, Callable[[Stream, bytes], None]] = {
@@ -128,9 +136,9 @@ class Session:
         self.pace.look(now)
         self.decoder.feed(chunk)
 
-    def open(self, outlet: Outlet, service: int, visitor: str) -> Stream | None:
+    def open(self, outlet: Outlet, service: int, visitor: str, target: str = "") -> Stream | None:
         """Open a stream and announce it; None when the other side takes no more."""
-        ours = len(self.streams) - self._their_streams
+        ours = len(self.streams) - self.their_streams
         if self.going_away or ours >= self.theirs.max_streams:
             return None
         number = self._next_id
@@ -138,7 +146,8 @@ class Session:
         stream = self._new(number, opener=True)
         stream.attach(outlet)
         window = stream.window
-        self.write(wire.frame(Kind.OPEN, number, wire.pack_open(wire.Open(wire.STREAM_TCP, window, service, visitor))))
+        request = wire.Open(wire.STREAM_TCP, window, service, visitor, target)
+        self.write(wire.frame(Kind.OPEN, number, wire.pack_open(request)))
         if number > _ID_MARK:
             self.goaway(Code.SHUTDOWN, "the ids of this session are used up")
         return stream
@@ -148,6 +157,16 @@ class Session:
 
     def exposed(self, answer: wire.Exposed) -> None:
         self.write(wire.frame(Kind.EXPOSED, 0, wire.pack_json(answer)))
+
+    def ask(self) -> None:
+        """Ask what there is to reach."""
+        self.write(wire.frame(Kind.LIST, 0, wire.pack_json(wire.List())))
+
+    def listed(self, services: list[wire.Listing]) -> None:
+        """The answer to LIST, in as many frames as it takes."""
+        for at in range(0, len(services) or 1, _LISTED):
+            answer = wire.Listed(services=services[at : at + _LISTED], more=at + _LISTED < len(services))
+            self.write(wire.frame(Kind.LISTED, 0, wire.pack_json(answer)))
 
     def tell_pins(self, pins: tuple[bytes, ...]) -> None:
         """What the relay's keys are from now on."""
@@ -241,7 +260,7 @@ class Session:
         if self.pace.busy is stream:
             self.pace.busy = None
         if self._is_theirs(stream.id):
-            self._their_streams -= 1
+            self.their_streams -= 1
         if not self.streams:
             self.owner.on_idle()
 
@@ -277,12 +296,12 @@ class Session:
         self.highest = number
         stream = self._new(number, opener=False)
         stream.send_limit = request.limit
-        self._their_streams += 1
-        if self._their_streams > self.ours.max_streams + _OVER_LIMIT:
-            raise ProtocolError(Code.CALM, f"{self._their_streams} streams open, {self.ours.max_streams} are allowed")
+        self.their_streams += 1
+        if self.their_streams > self.ours.max_streams + _OVER_LIMIT:
+            raise ProtocolError(Code.CALM, f"{self.their_streams} streams open, {self.ours.max_streams} are allowed")
         if self.going_away:
             self._refuse(stream, request, Code.SHUTDOWN)
-        elif self._their_streams > self.ours.max_streams:
+        elif self.their_streams > self.ours.max_streams:
             self._refuse(stream, request, Code.LIMIT)
         elif request.kind != wire.STREAM_TCP:
             self._refuse(stream, request, Code.NO_SERVICE)
@@ -294,8 +313,8 @@ class Session:
         self.on_refused(stream, request, code)
 
     def _on_reset(self, stream: Stream, payload: bytes) -> None:
-        # One that answers our own RESET is owed, not done of its own accord.
-        if not self.dialer and self._is_theirs(stream.id) and stream.send is not Send.RESET:
+        # One that answers our own RESET is owed, not done of its own accord; and a stream that had its target was a visitor's.
+        if not self.dialer and self._is_theirs(stream.id) and stream.send is Send.PENDING:
             self._floods.charge(floods.RESET, self.now)
         stream.receive_reset(Code.of(CODE.unpack(payload)[0]))
 
@@ -326,6 +345,18 @@ class Session:
         if not self.dialer:
             raise ProtocolError(Code.PROTOCOL, "EXPOSED from a client")
         self.owner.on_exposed(wire.unpack_json(payload, wire.Exposed))
+
+    def _on_list(self, payload: bytes) -> None:
+        if self.dialer:
+            raise ProtocolError(Code.PROTOCOL, "LIST from a relay")
+        self._floods.charge(floods.LIST, self.now)
+        wire.unpack_json(payload, wire.List)
+        self.owner.on_list()
+
+    def _on_listed(self, payload: bytes) -> None:
+        if not self.dialer:
+            raise ProtocolError(Code.PROTOCOL, "LISTED from a client")
+        self.owner.on_listed(wire.unpack_json(payload, wire.Listed))
 
     def _on_pins(self, payload: bytes) -> None:
         if not self.dialer:

@@ -11,13 +11,15 @@ here in between is at most the window.
     on_reset                       reset, behind the backlog, within RESET_DRAIN
     on_lost                        reset at once
     on_stop                        stop
+
+Whoever joined the two is told when the target is there, and once when both directions have ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fastrelay.errors import Code
 from fastrelay.mux.stream import NOTHING, SENDING, Send
@@ -29,22 +31,55 @@ if TYPE_CHECKING:
     from fastrelay.net.runtime import Runtime
 
 
-def splice(runtime: Runtime, one: Stream, link: Link, two: Stream, other: Link) -> None:
+class Witness(Protocol):
+    """What is told of a splice."""
+
+    def on_accept(self) -> None:
+        """The target is there."""
+
+    def on_over(self, first: Stream | None, code: Code | None) -> None:
+        """Both are over, each having ended on its own; or because `first` was reset with `code`, or lost with its tunnel (None)."""
+
+
+class _Nobody:
+    def on_accept(self) -> None: ...
+    def on_over(self, first: Stream | None, code: Code | None) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
+def splice(runtime: Runtime, one: Stream, link: Link, two: Stream, other: Link, witness: Witness = _NOBODY) -> None:
     """Join `one` of the tunnel `link` with `two` of the tunnel `other`. Of the two one may still wait for its ACCEPT."""
-    a, b = End(runtime, one, link), End(runtime, two, other)
+    a, b = End(runtime, one, link, witness), End(runtime, two, other, witness)
     a.other, b.other = b, a
     for end in (a, b):
         end.stream.attach(end)
+    if two.ended:  # its tunnel has failed under the OPEN of this very stream
+        b.on_lost()
 
 
 class End:
     """One side of a splice."""
 
-    __slots__ = ("_backlog", "_fin", "_reset", "_runtime", "_timer", "_waits", "link", "other", "stream")
+    __slots__ = (
+        "_backlog",
+        "_done",
+        "_fin",
+        "_parted",
+        "_reset",
+        "_runtime",
+        "_timer",
+        "_waits",
+        "_witness",
+        "link",
+        "other",
+        "stream",
+    )
 
     other: End
 
-    def __init__(self, runtime: Runtime, stream: Stream, link: Link) -> None:
+    def __init__(self, runtime: Runtime, stream: Stream, link: Link, witness: Witness) -> None:
         self._runtime = runtime
         self.stream = stream
         self.link = link
@@ -53,6 +88,9 @@ class End:
         self._reset: Code | None = None  # the same for a reset
         self._waits = False  # for room in this tunnel
         self._timer: asyncio.TimerHandle | None = None
+        self._done = False  # nothing of this stream's half is left to pass on, and nothing will come
+        self._parted = False  # from the other one: both are over
+        self._witness = witness
 
     # --- from the stream -----------------------------------------------------------------------------------------------
 
@@ -68,15 +106,17 @@ class End:
         self.stream.queued = len(backlog)
 
     def on_accept(self) -> None:
-        stream = self.other.stream
-        if stream.send is Send.PENDING:
-            stream.accept()
-            self.other.on_room()
+        other = self.other
+        if other.stream.send is Send.PENDING:
+            self._witness.on_accept()
+            other.stream.accept()
+            other.on_room()
 
     def on_fin(self) -> None:
         self._fin = True
         if self._backlog is None:
             self.other.stream.fin()
+            self._half_over()
 
     def on_reset(self, code: Code) -> None:
         other = self.other
@@ -88,16 +128,20 @@ class End:
         self._timer = self._runtime.loop.call_later(RESET_DRAIN, self._over, code)
 
     def on_lost(self) -> None:
-        self._over(Code.CONNECTION_RESET)
+        self._over(None)
 
     def on_stop(self) -> None:
-        self.other._discard()
-        if not self.other.stream.ended:
-            self.other.stream.stop()
+        other = self.other
+        other._discard()
+        if not other.stream.ended:
+            other.stream.stop()
+        other._half_over()
 
     def on_room(self) -> None:
         """This stream can send, or its tunnel takes more: pass on what the other has kept."""
         self._waits = False
+        if self._parted:
+            return
         other = self.other
         backlog = other._backlog
         if backlog is None:
@@ -118,6 +162,7 @@ class End:
                 other._over(other._reset)
             elif other._fin:
                 self.stream.fin()
+                other._half_over()
 
     # --- from the other end --------------------------------------------------------------------------------------------
 
@@ -140,12 +185,31 @@ class End:
             stream.queued = 0
             stream.drained()
 
-    def _over(self, code: Code) -> None:
-        """This stream is over, and nothing is left to pass on: so is the other."""
-        for end in (self, self.other):
+    def _half_over(self) -> None:
+        """Nothing of this stream's half is left to pass on, and nothing will come."""
+        self._done = True
+        if not self._parted and self.other._done:
+            self._part(None, Code.NO_ERROR)
+
+    def _over(self, code: Code | None) -> None:
+        """This stream is reset, or lost (None), and nothing is left to pass on: so is the other."""
+        if self._parted:
+            return
+        other = self.other
+        if other._reset is None:
+            self._part(self.stream, code)
+        else:  # that one was first, and still had something to say
+            self._part(other.stream, other._reset)
+        other.stream.reset(Code.CONNECTION_RESET if code is None else code)
+
+    def _part(self, first: Stream | None, code: Code | None) -> None:
+        witness, other = self._witness, self.other
+        for end in (self, other):
+            end._parted = True
             end._backlog = None
             end.stream.detach()
             if end._timer is not None:
                 end._timer.cancel()
                 end._timer = None
-        self.other.stream.reset(code)
+            del end.other  # a cycle
+        witness.on_over(first, code)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fastrelay import log, wire
-from fastrelay.config import ClientConfig, Exposure, Target, join_host
+from fastrelay.config import ClientConfig, Exposure, Target
 from fastrelay.errors import Code, ProtocolError, StartError
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
@@ -44,7 +44,7 @@ class Client(Uplink):
         self._reachable = reachable
         self._addresses: dict[int, tuple[str, int]] = {}  # exposure -> what visitors were told
         self._asked: dict[int, Exposure] = {}  # without an answer so far, by the number on the wire
-        self._served: dict[int, Exposure] = {}  # has a public port: all that OPEN may name
+        self._served: dict[int, Exposure] = {}  # the relay has answered for it: all that OPEN may name
         self._resolver = Resolver(self.runtime.loop)
         self._dials = asyncio.Semaphore(config.limits.dials)
         self._dialling = 0  # those that wait for their turn as well
@@ -60,7 +60,11 @@ class Client(Uplink):
         self._served = {}
         for number, exposure in self._asked.items():
             visitors = exposure.visitors.texts if exposure.visitors is not None else ()
-            session.expose(wire.Expose(service=number, name=exposure.name, port=exposure.port, visitors=visitors))
+            session.expose(
+                wire.Expose(
+                    service=number, name=exposure.name, kind=exposure.kind, port=exposure.port, visitors=visitors
+                )
+            )
 
     # --- the session ---------------------------------------------------------------------------------------------------
 
@@ -137,6 +141,9 @@ class Client(Uplink):
             visitor=visitor,
         )
 
+    def on_listed(self, answer: wire.Listed) -> None:
+        raise ProtocolError(Code.PROTOCOL, "LISTED that nobody asked for")
+
     def on_exposed(self, answer: wire.Exposed) -> None:
         exposure = self._asked.pop(answer.service, None)
         if exposure is None or not 0 <= answer.port <= 65535:
@@ -155,11 +162,12 @@ class Client(Uplink):
             return
         self._served[answer.service] = exposure
         where = (self._host, answer.port)
+        public = exposure.url(*where)
         log.info(
             "tunnel.ready",
-            f"tcp://{join_host(*where)}  →  {exposure.target}{f', for visitors from {exposure.visitors} only' if exposure.visitors else ''}",
+            f"{public}  →  {exposure.target}{f', for visitors from {exposure.visitors} only' if exposure.visitors else ''}",
             service=exposure.name,
-            public=f"tcp://{join_host(*where)}",
+            public=public,
             local=str(exposure.target),
         )
         if self._addresses.get(answer.service) != where:
@@ -169,8 +177,8 @@ class Client(Uplink):
 
 def _refusal(exposure: Exposure, answer: wire.Exposed) -> str:
     """Half a sentence that says why the relay's answer is a no, "" if it is none."""
-    if answer.error or not answer.port:
-        return wire.text(answer.text.encode())
+    if answer.error or bool(answer.port) is not (exposure.kind == "tcp"):
+        return wire.text(answer.text.encode()) or "its answer is not one for this kind of service"
     if exposure.visitors is not None and answer.visitors != len(exposure.visitors):
         return (
             "it has not confirmed that it keeps others than --visitors out, so it must be older than this client; upgrade the relay, or "

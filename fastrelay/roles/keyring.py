@@ -50,7 +50,7 @@ class Keyring:
             self._timer.cancel()
 
     def admit(self, key_id: str, name: str, now: float) -> Key:
-        """The key of a client called `name` that has proved its right to `key_id`; `now` is unix time.
+        """The key of a client called `name` that has proved its right to `key_id`; `now` is unix time. "" is one that only reaches others.
 
         Raises ProtocolError: UNAUTHORIZED for a token that is over, DENIED for a name that it does not grant.
         """
@@ -59,7 +59,7 @@ class Keyring:
             raise ProtocolError(Code.UNAUTHORIZED, "the token was revoked just now", name=name)
         if refusal := key.expired(now):
             raise _error(Code.UNAUTHORIZED, key, refusal, name=name)
-        if refusal := key.refuse_name(name):
+        if refusal := key.refuse_name(name) if name else key.refuse_visits():
             raise _error(Code.DENIED, key, refusal, name=name)
         return key
 

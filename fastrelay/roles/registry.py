@@ -1,6 +1,6 @@
-"""Who has which name and which public ports (protocol.md sections 4.4 and 5). Pure: time is an argument, and answers are decisions.
+"""Who has which name, public ports and private services (protocol.md sections 4.4 and 5). Pure: time is an argument, answers are decisions.
 
-Invariants: a name and a port have at most one owner; what is reserved for somebody who is away is given to nobody else.
+Invariants: a name, a port and a private service have at most one owner; what is reserved for somebody who is away is given to nobody else.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from fastrelay.errors import Code, ProtocolError
 from fastrelay.policy import Allowed
 from fastrelay.state import Reservation
 from fastrelay.wire import MAX_SERVICES, RESERVED_TIME
 
 _MOST_IDLE = 1024
-"""Names that are kept for clients that left without a port: no ports bound how many there can be."""
+"""Names that are kept for clients that left without a port or private service: nothing else bounds how many there can be."""
+_MOST_NAMED = 8192
+"""Names of private services that are kept in all."""
 
 
 class Offer(NamedTuple):
@@ -40,10 +44,13 @@ class Registry:
         self._reserved = dict(reservations)  # by name, of those who are here as well
         self._here: dict[str, object] = {}  # name -> whoever claimed it
         self._owner: dict[int, str] = {}  # port -> name, for every reserved port
+        self._named: dict[str, str] = {}  # private service -> name, the same way
         self._forgotten: list[str] = []
         for name, reservation in self._reserved.items():
             for port in reservation.ports.values():
                 self._owner[port] = name
+            for service in reservation.named:
+                self._named[service] = name
         self._idle: dict[str, None] = {}  # names of those who left without a port, in the order in which they left
         for name in sorted(self._reserved, key=lambda name: self._reserved[name].seen):
             self._left(name)
@@ -53,6 +60,14 @@ class Registry:
     def here(self, name: str) -> bool:
         """Whether a session has this name."""
         return name in self._here
+
+    def session(self, name: str) -> object | None:
+        """The one that has this name."""
+        return self._here.get(name)
+
+    def kept(self, name: str) -> bool:
+        """Whether the name is used or reserved."""
+        return name in self._reserved
 
     def claim(self, name: str, instance: str, session: object, now: float) -> object | None:
         """Give the name to this session. Returns the session that it takes over from, if any.
@@ -71,18 +86,18 @@ class Registry:
         old = self._here.get(name)
         self._here[name] = session
         self._idle.pop(name, None)
-        self._reserved[name] = Reservation(instance, now, {} if reservation is None else reservation.ports)
+        self._reserved[name] = Reservation(instance, now, {}) if reservation is None else replace(reservation, seen=now)
         return old
 
     def release(self, name: str, session: object, now: float) -> None:
-        """The session is gone; name and ports stay reserved from now on. Of names without a port only the last thousand do."""
+        """The session is gone; what it had stays reserved from now on. Of names that had nothing only the last thousand do."""
         if self._here.get(name) is session:
             del self._here[name]
-            self._reserved[name] = _seen(self._reserved[name], now)
+            self._reserved[name] = replace(self._reserved[name], seen=now)
             self._left(name)
 
     def _left(self, name: str) -> None:
-        if self._reserved[name].ports:
+        if self._reserved[name].ports or self._reserved[name].named:
             return
         self._idle[name] = None
         if len(self._idle) > _MOST_IDLE:
@@ -132,13 +147,52 @@ class Registry:
         ports = {other: kept for other, kept in reservation.ports.items() if other != service and kept != port}
         if len(ports) >= MAX_SERVICES:  # not one of this session, which has fewer services
             self._owner.pop(ports.pop(next(iter(ports))), None)
-        self._reserved[name] = Reservation(reservation.instance, reservation.seen, {**ports, service: port})
+        self._reserved[name] = replace(reservation, ports={**ports, service: port})
+
+    # --- private services ----------------------------------------------------------------------------------------------
+
+    def offer_name(self, name: str, service: str, now: float) -> Offer:
+        """Whether this client may have a private service of this name: an offer without an error is a yes, and has no ports."""
+        self._expire(now)
+        owner = self._named.get(service)
+        if owner == name:
+            return Offer(())
+        if owner is None:
+            if len(self._named) < _MOST_NAMED:
+                return Offer(())
+            return Offer((), "limit", f"{_MOST_NAMED} names of private services are kept, as many as may be")
+        if owner in self._here:
+            return Offer((), "name-taken", f"the client {owner!r} has a private service {service!r}; use another name")
+        return Offer(
+            (),
+            "name-reserved",
+            f"the name {service!r} is reserved for the client {owner!r}, which is away; use another",
+        )
+
+    def grant_name(self, name: str, service: str, label: str) -> None:
+        """The service belongs to this client from now on, who came with the token `label`. Of a name the last MAX_SERVICES are kept."""
+        reservation = self._reserved[name]
+        named = {other: kept for other, kept in reservation.named.items() if other != service}
+        if len(named) >= MAX_SERVICES:  # not one of this session, which has fewer services
+            oldest = next(iter(named))
+            del named[oldest], self._named[oldest]
+        self._named[service] = name
+        self._reserved[name] = replace(reservation, named={**named, service: label})
+
+    def owner(self, service: str) -> tuple[str, str]:
+        """The client that has, or has reserved, this private service, and the label of the token that it came with; "" and "" if none has."""
+        name = self._named.get(service)
+        return ("", "") if name is None else (name, self._reserved[name].named[service])
+
+    def named(self) -> list[tuple[str, str, float]]:
+        """Every private service with its client, and when that was seen last; by name."""
+        return [(service, name, self._reserved[name].seen) for service, name in sorted(self._named.items())]
 
     # --- what is kept --------------------------------------------------------------------------------------------------
 
     def reservations(self, now: float) -> dict[str, Reservation]:
         """What to save: whoever is here counts as seen now."""
-        return {name: _seen(kept, now) if name in self._here else kept for name, kept in self._reserved.items()}
+        return {name: replace(kept, seen=now) if name in self._here else kept for name, kept in self._reserved.items()}
 
     def forgotten(self) -> list[str]:
         """Names that are free again because nobody came for so long; each is told once."""
@@ -153,7 +207,5 @@ class Registry:
                 self._forgotten.append(name)
                 for port in kept.ports.values():
                     self._owner.pop(port, None)
-
-
-def _seen(reservation: Reservation, now: float) -> Reservation:
-    return Reservation(reservation.instance, now, reservation.ports)
+                for service in kept.named:
+                    self._named.pop(service, None)

@@ -26,6 +26,7 @@ from fastrelay.net.memory import bound
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import Identity, shown_key
 from fastrelay.policy import Key
+from fastrelay.roles.directory import Directory
 from fastrelay.roles.keyring import Keyring
 from fastrelay.roles.refusals import Refusals, why
 from fastrelay.roles.registry import Registry
@@ -42,9 +43,11 @@ class Server:
     def __init__(self, config: ServerConfig, state: ServerState) -> None:
         self.config = config
         self.runtime = Runtime(config.limits, "this relay")
-        self.settings = wire.Settings()
+        # What waits for a target counts against `memory` as a window does.
+        self.settings = wire.Settings(early=wire.WINDOW_FLOOR)
         self._shown: Shown | None = None if config.plaintext else _shown(config, state)
         self.registry = Registry(state.reservations(), config.limits.reserved_time)
+        self.directory = Directory(self.registry)
         self.port = 0  # for tunnels; once started
         self._state = state
         self._door: TunnelDoor | None = None

@@ -1,4 +1,4 @@
-"""One client that is here: the owner of its session, and of the services that it exposes."""
+"""One client that is here: the owner of its session, of the services that it exposes, and of the streams that it opens to those of others."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from fastrelay import log, wire
 from fastrelay.config import NAME
 from fastrelay.errors import Code, LimitError, ProtocolError
 from fastrelay.mux.session import Session
-from fastrelay.mux.stream import Stream
+from fastrelay.mux.stream import Outlet, Stream
 from fastrelay.net.link import Link
 from fastrelay.net.listen import listen
 from fastrelay.net.telling import Totals
 from fastrelay.networks import Networks
 from fastrelay.policy import Key
 from fastrelay.roles.refusals import explain, why
-from fastrelay.roles.visitors import Service
+from fastrelay.roles.services import Service
+from fastrelay.roles.visitors import PublicPort
+from fastrelay.roles.visits import Visit
 
 if TYPE_CHECKING:
     from fastrelay.roles.server import Server
+
+KINDS = ("tcp", "private")
 
 
 class Tunnel:
@@ -36,7 +40,7 @@ class Tunnel:
     def __init__(self, server: Server, link: Link) -> None:
         self._server = server
         self.link = link
-        self.name = ""
+        self.name = ""  # for ever of one that only reaches services of others
         self.label = secrets.token_urlsafe(6)  # of the session, in the logs of both sides
         self.totals = Totals()
         self.services: dict[int, Service] = {}
@@ -52,7 +56,7 @@ class Tunnel:
         now = time.time()
         self.key = server.keyring.admit(key_id, auth.name, now)
         server.make_room(self.key, auth.name)
-        old = server.registry.claim(auth.name, auth.instance, self, now)
+        old = server.registry.claim(auth.name, auth.instance, self, now) if auth.name else None
         self.name = auth.name
         most = min(theirs.max_streams, server.config.limits.streams)
         self._theirs = msgspec.structs.replace(theirs, max_streams=self.key.streams(most))
@@ -66,30 +70,68 @@ class Tunnel:
         self._server.admitted(link, self)
         self._since = self.session.now
         self.session.on_refused = self._refused
-        log.info("client.connected", f"Client {self.name} connected from {link.peer}.", **self._who())
+        log.info("client.connected", f"{self.title.capitalize()} connected from {link.peer}.", **self._who())
 
     # --- the session ---------------------------------------------------------------------------------------------------
 
     def on_open(self, stream: Stream, request: wire.Open) -> None:
-        stream.reset(Code.NO_SERVICE)  # a relay serves nothing itself
-        self._refused(stream, request, Code.NO_SERVICE)
+        """A visit to a private service: policy, directory, join (protocol.md section 6.4)."""
+        server = self._server
+        name = request.target
+        if request.service or not NAME.fullmatch(name):
+            self._refuse(stream, request, Code.NO_SERVICE)
+            return
+        if no := server.directory.refusal(self.key, name):
+            self._refuse(stream, request, no[0], no[1].rule)
+            return
+        found = server.directory.service(name)
+        if isinstance(found, Code):
+            self._refuse(stream, request, found)
+        elif not found.admits(self.host):
+            self._refuse(stream, request, Code.DENIED, "visitors")
+            found.deny(self.link.peer)
+        elif self.session.their_streams > self.key.streams(server.config.limits.streams):
+            self._refuse(stream, request, Code.LIMIT, "max-streams")
+            server.runtime.reached("streams", self.name or self.title, self.key.streams(server.config.limits.streams))
+        elif not Visit.begin(server.runtime, self, stream, found):
+            self._refuse(stream, request, Code.SHUTDOWN if found.tunnel.session.going_away else Code.LIMIT)
 
-    def _refused(self, stream: Stream, request: wire.Open, code: Code) -> None:
+    def _refuse(self, stream: Stream, request: wire.Open, code: Code, rule: str = "") -> None:
+        stream.reset(code)
+        self._refused(stream, request, code, rule)
+
+    def _refused(self, stream: Stream, request: wire.Open, code: Code, rule: str = "") -> None:
         cause = log.CAUSES[code]
-        text = f"Refused a stream that {self.name} opened: {cause}."
-        log.note("stream.refused", text, **self._who(), stream=stream.id, cause=cause)
+        log.note(
+            "stream.refused",
+            f"Refused a stream that {self.title} opened to {request.target or 'nothing'}: {cause}.",
+            **self._who(),
+            service=request.target,
+            stream=stream.id,
+            cause=cause,
+            rule=rule or None,
+        )
+
+    def open(self, service: Service, outlet: Outlet, visitor: str) -> Stream | None:
+        """A stream for a visitor of a service of this client; None where it takes no more, which is told."""
+        stream = self.session.open(outlet, service.number, visitor)
+        if stream is None:
+            self.full()
+        return stream
 
     def on_expose(self, request: wire.Expose) -> None:
         answer, rule = self._expose(request)
         self.session.exposed(answer)
-        if answer.port:
+        if not answer.error:
+            where = f"of port {answer.port}" if answer.port else f"who ask for {request.name}"
             log.info(
                 "service.ready",
-                f"Visitors of port {answer.port}{' from ' if request.visitors else ''}{', '.join(request.visitors)} "
+                f"Visitors {where}{' from ' if request.visitors else ''}{', '.join(request.visitors)} "
                 f"reach {request.name} of {self.name}.",
                 **self._who(),
                 service=request.name,
-                port=answer.port,
+                kind=request.kind,
+                port=answer.port or None,
                 visitors=request.visitors,
             )
         else:
@@ -98,12 +140,19 @@ class Tunnel:
                 f"Refused {request.name} of {self.name}: {answer.text}.",
                 **self._who(),
                 service=request.name,
+                kind=request.kind,
                 error=answer.error,
                 port=request.port,
                 rule=rule or None,
             )
 
     def on_exposed(self, answer: wire.Exposed) -> None:
+        """Only a client gets these; the session refuses them here."""
+
+    def on_list(self) -> None:
+        self.session.listed(self._server.directory.listing(self.key))
+
+    def on_listed(self, answer: wire.Listed) -> None:
         """Only a client gets these; the session refuses them here."""
 
     def on_pins(self, pins: tuple[bytes, ...]) -> None:
@@ -135,9 +184,11 @@ class Tunnel:
         def refused(error: str, text: str, rule: str = "") -> tuple[wire.Exposed, str]:
             return wire.Exposed(service=request.service, error=error, text=text), rule
 
-        if not (NAME.fullmatch(request.name) and 0 < request.service < 1 << 32 and request.kind == "tcp"):
+        if not self.name:
+            return refused("bad-request", "a client without a name serves nothing")
+        if not (NAME.fullmatch(request.name) and 0 < request.service < 1 << 32 and request.kind in KINDS):
             return refused("bad-request", "the request has a name, number or kind that cannot be")
-        if request.service in self.services or not 0 <= request.port <= 65535:
+        if request.service in self.services or not 0 <= request.port <= (65535 if request.kind == "tcp" else 0):
             return refused("bad-request", "the request repeats a number, or asks for a port that cannot be")
         if any(service.name == request.name for service in self.services.values()):
             return refused("name-taken", f"this client already exposes a service {request.name!r}")
@@ -154,11 +205,22 @@ class Tunnel:
             return refused(
                 "bad-request", f"the visitors are not 1 to {wire.MAX_NETWORKS} networks in the form 192.0.2.0/24"
             )
+        now = time.time()
+        if request.kind != "tcp":
+            offer = server.registry.offer_name(self.name, request.name, now)
+            if offer.error:
+                return refused(offer.error, offer.text)
+            server.registry.grant_name(self.name, request.name, self.key.label)
+            server.save_soon()
+            named = Service(self, request.service, request.name, request.kind, now, server.runtime.notices, visitors)
+            self.services[request.service] = named
+            server.directory.add(named)
+            return wire.Exposed(service=request.service, visitors=len(request.visitors)), ""
         allowed = self.key.ports(server.config.ports, server.port)
-        offer = server.registry.offer(self.name, request.name, request.port, allowed, time.time())
+        offer = server.registry.offer(self.name, request.name, request.port, allowed, now)
         if offer.error:
             return refused(offer.error, offer.text, offer.rule)
-        if request.port in [service.door.port for service in self.services.values()]:
+        if request.port and request.port in [service.port for service in self.services.values()]:
             return refused("port-taken", f"port {request.port} is this client's own, for another service")
         for port in offer.ports:
             try:
@@ -170,7 +232,7 @@ class Tunnel:
             server.registry.grant(self.name, request.name, port)
             server.save_soon()
             balancers = server.config.balancers
-            service = Service(self, request.service, request.name, server.runtime, sock, visitors, balancers)
+            service = PublicPort(self, request.service, request.name, now, server.runtime, sock, visitors, balancers)
             self.services[request.service] = service
             service.door.open()
             return wire.Exposed(service=request.service, port=port, visitors=len(request.visitors)), ""
@@ -182,10 +244,10 @@ class Tunnel:
         return refused("no-port", f"no port of {allowed} is free; stop what uses one, or use a token with more")
 
     def withdraw(self) -> None:
-        """Public ports are closed: visitors are refused from now on."""
+        """Nothing is served any more: visitors are refused from now on."""
         for service in self.services.values():
-            service.door.close()
-            del service.door  # which knows how to make visitors of this service: a cycle
+            self._server.directory.remove(service)
+            service.close()
         self.services.clear()
 
     def full(self) -> None:
@@ -213,7 +275,7 @@ class Tunnel:
         self.link.goodbye(error)
         log.warning(
             "client.dismissed",
-            f"Ended the session of client {self.name}: {error.text}.",
+            f"Ended the session of {self.title}: {error.text}.",
             **self._who(),
             code=error.code.name,
             rule=error.fields.get("rule"),
@@ -223,20 +285,31 @@ class Tunnel:
         self.withdraw()
         self._server.registry.release(self.name, self, time.time())
         if isinstance(error, LimitError):
-            self._server.runtime.reached(error.limit, self.name)
+            self._server.runtime.reached(error.limit, self.name or self.title)
         why = f": {explain(error, b'')}" if error is not None else ""
         log.info(
             "client.gone",
-            f"Client {self.name} is gone{why}.",
+            f"{self.title.capitalize()} is gone{why}.",
             **self._who(),
             **self.totals.fields(),
             seconds=round(time.monotonic() - self._since, 3),
             cause=log.cause(error),
         )
 
+    @property
+    def title(self) -> str:
+        """For sentences."""
+        return f"client {self.name}" if self.name else "a visiting client"
+
+    @property
+    def host(self) -> str:
+        """The address that it comes from."""
+        peer = self.link.transport.get_extra_info("peername")
+        return str(peer[0]) if peer else ""
+
     def _who(self) -> dict[str, object]:
         return {
-            "name": self.name,
+            "name": self.name or None,
             "token": self.key.label,
             "key_id": self.key.key_id,
             "session": self.label,

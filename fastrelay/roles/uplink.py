@@ -1,6 +1,6 @@
 """One tunnel to the relay, kept up: it connects, logs in, tries again when it was lost, and drains at the end.
 
-What the tunnel is for is said by whoever is derived from it: `Client` serves visitors through it.
+What the tunnel is for is said by whoever is derived from it: `Client` serves visitors through it, `Caller` visits others.
 """
 
 from __future__ import annotations
@@ -35,13 +35,17 @@ _FINAL = (Code.UNAUTHORIZED, Code.NAME_TAKEN, Code.VERSION, Code.SUPERSEDED, Cod
 
 
 class Uplink:
-    """Made on a running loop; `run` returns when it was stopped, or raises StartError when the relay refuses for good.
+    """Made on a running loop; `run` returns when it was stopped, or raises StartError when the relay refuses for good, and unless `again` also
+    when there is no tunnel any more.
 
-    The owner of its sessions. A derived class answers `_stands`, `on_open` and `on_exposed`.
+    The owner of its sessions. A derived class answers `_stands`, `on_open`, `on_exposed` and `on_listed`.
     """
 
-    def __init__(self, config: ClientConfig, state: ClientState, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self, config: ClientConfig, state: ClientState, runtime: Runtime | None = None, *, again: bool = True
+    ) -> None:
         self.config = config
+        self._again = again
         self.runtime = runtime or Runtime(config.limits, "this client")
         # What waits for a dial counts against `memory` as a window does.
         early = wire.EARLY if config.limits.memory is None else wire.WINDOW_FLOOR
@@ -75,6 +79,9 @@ class Uplink:
     def on_exposed(self, answer: wire.Exposed) -> None:
         raise NotImplementedError
 
+    def on_listed(self, answer: wire.Listed) -> None:
+        raise NotImplementedError
+
     # --- life ----------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -83,10 +90,10 @@ class Uplink:
         config = self.config
         log.note(
             "client.started",
-            f"The client {config.name} begins.",
+            f"{self._title} begins.",
             version=__version__,
             pid=os.getpid(),
-            name=config.name,
+            name=config.name or None,
             key_id=self._trust.key_id,
             relay=config.relay.url,
             exposures=[str(exposure) for exposure in config.exposures],
@@ -102,6 +109,8 @@ class Uplink:
                         self.runtime.no_edges()
                     )  # the streams are over, but slow targets have not taken everything yet
                     return
+                if not self._again:
+                    raise StartError(self._explain(self._lost))
                 await self._wait()
         except asyncio.CancelledError:
             if not self._stopping:
@@ -147,9 +156,9 @@ class Uplink:
         self._state.close()
         log.note(
             "client.stopped",
-            f"The client {self.config.name} has ended.",
+            f"{self._title} has ended.",
             pid=os.getpid(),
-            name=self.config.name,
+            name=self.config.name or None,
             cause="shutdown" if self._fatal is None else log.cause(self._lost),
         )
 
@@ -245,7 +254,9 @@ class Uplink:
         self._label = welcome.session
         self._totals = Totals()
         self._since = self._session.now
-        log.info("tunnel.up", f"Connected to {url} as {self.config.name}.", **self._myself())
+        log.info(
+            "tunnel.up", f"Connected to {url}{f' as {self.config.name}' if self.config.name else ''}.", **self._myself()
+        )
         self._trust.learn(pins)
         self._stands(self._session)
         if self._stopping:
@@ -279,6 +290,9 @@ class Uplink:
     def on_expose(self, request: wire.Expose) -> None:
         """Only a relay gets these; the session refuses them here."""
 
+    def on_list(self) -> None:
+        """Only a relay gets these; the session refuses them here."""
+
     def on_pins(self, pins: tuple[bytes, ...]) -> None:
         self._trust.learn(pins)
 
@@ -297,9 +311,13 @@ class Uplink:
         if self._link is not None and not self.streams:
             self._link.close()
 
+    @property
+    def _title(self) -> str:
+        return f"The client {self.config.name}" if self.config.name else "A client that visits others"
+
     def _myself(self) -> dict[str, object]:
         return {
-            "name": self.config.name,
+            "name": self.config.name or None,
             "key_id": self._trust.key_id,
             "session": self._label,
             "relay": self.config.relay.url,

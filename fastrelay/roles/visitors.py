@@ -17,51 +17,39 @@ from fastrelay.net.link import address
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import TellingEdge
 from fastrelay.networks import Networks
+from fastrelay.roles.services import Service
 
 if TYPE_CHECKING:
     from fastrelay.roles.tunnel import Tunnel
 
 
-class Service:
-    """One public port of a client, for everybody, or for those in `visitors` (protocol.md section 5.1)."""
+class PublicPort(Service):
+    """A service with a public port."""
 
-    __slots__ = ("_notices", "door", "name", "number", "port", "tunnel", "visitors")
+    __slots__ = ("door",)
 
     def __init__(
         self,
         tunnel: Tunnel,
         number: int,
         name: str,
+        since: float,
         runtime: Runtime,
         sock: socket.socket,
         visitors: Networks | None = None,
         balancers: Networks | None = None,
     ) -> None:
-        self.tunnel = tunnel
-        self.number = number
-        self.name = name
-        self.visitors = visitors
-        self._notices = runtime.notices
+        super().__init__(tunnel, number, name, "tcp", since, runtime.notices, visitors)
         make = Visitor if visitors is None else ListedVisitor
         if log.audited():
             make = AuditedVisitor if visitors is None else AuditedListedVisitor
         self.door = VisitorDoor(runtime, sock, lambda: make(runtime, self), balancers)
         self.port = self.door.port
 
-    def deny(self, visitor: str) -> None:
-        """Tell of a visitor that was reset because it is not in the list."""
-        tunnel = self.tunnel
-        self._notices.say(
-            f"visitors of {self.name} of {tunnel.name}",
-            "visitor.denied",
-            f"Refused visitor {visitor} of {self.name} of {tunnel.name}: it is not in the list of visitors.",
-            name=tunnel.name,
-            session=tunnel.label,
-            service=self.name,
-            port=self.port,
-            visitor=visitor,
-            rule="visitors",
-        )
+    def close(self) -> None:
+        """Visitors are refused from now on."""
+        self.door.close()
+        del self.door  # which knows how to make visitors of this service: a cycle
 
 
 class Visitor(Edge):
@@ -69,7 +57,7 @@ class Visitor(Edge):
 
     __slots__ = ("_service",)
 
-    def __init__(self, runtime: Runtime, service: Service) -> None:
+    def __init__(self, runtime: Runtime, service: PublicPort) -> None:
         super().__init__(runtime)
         self._service = service
 
@@ -97,7 +85,7 @@ class ListedVisitor(Visitor):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         service = self._service
         peer = transport.get_extra_info("peername")
-        if service.visitors is None or (peer is not None and peer[0] in service.visitors):
+        if peer is not None and service.admits(peer[0]):
             super().connection_made(transport)
             return
         Edge.connection_made(self, transport)
@@ -115,22 +103,22 @@ class AuditedVisitor(TellingEdge, Visitor):
         service = self._service
         visitor = address(transport.get_extra_info("peername"))
         self._text = f"visitor {visitor} of {service.name} of {service.tunnel.name}"
-        self._who = _who(service, visitor)
+        self.who = service.who(visitor)
         super().connection_made(transport)
 
     def turn_away(self, cause: str) -> None:
-        log.note("visitor.refused", f"Refused {self._text}: {cause}.", **self._who, cause=cause)
+        log.note("visitor.refused", f"Refused {self._text}: {cause}.", **self.who, cause=cause)
         super().turn_away(cause)
 
     def on_joined(self, stream: Stream) -> None:
-        log.note("visitor.opened", f"Accepted {self._text}.", **self._who, stream=stream.id)
+        log.note("visitor.opened", f"Accepted {self._text}.", **self.who, stream=stream.id)
 
     def on_parted(self, stream: Stream, cause: str, seconds: float) -> None:
         self._service.tunnel.totals.add(stream.sent, stream.received)
         log.note(
             "visitor.closed",
             f"Closed {self._text}: {cause}.",
-            **self._who,
+            **self.who,
             stream=stream.id,
             bytes_in=stream.sent,
             bytes_out=stream.received,
@@ -141,14 +129,3 @@ class AuditedVisitor(TellingEdge, Visitor):
 
 class AuditedListedVisitor(AuditedVisitor, ListedVisitor):
     """The same, of a service with a list."""
-
-
-def _who(service: Service, visitor: str) -> dict[str, object]:
-    tunnel = service.tunnel
-    return {
-        "name": tunnel.name,
-        "session": tunnel.label,
-        "service": service.name,
-        "port": service.port,
-        "visitor": visitor,
-    }

@@ -27,27 +27,27 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 class ClientState:
-    """The state of one client. Made by `open`; holds the lock of its relay and name until `close`."""
+    """The state of one client. Made by `open`; holds the lock of its relay and name, if it has a name, until `close`."""
 
-    def __init__(self, path: Path, instance: str, own: str, lock: int) -> None:
+    def __init__(self, path: Path, instance: str, own: str, lock: int | None) -> None:
         self.path = path
         self.pins_path = path / f"{own}.pins"
         self.instance = instance
         """Which installation this is (protocol.md section 4.1): 22 random characters, made once for the directory."""
-        self._lock: int | None = lock
+        self._lock = lock
 
     @classmethod
     def open(cls, path: Path, relay_url: str, name: str) -> ClientState:
         """The state in the directory `path`, which is made if it is not there, for the client `name` of the relay `relay_url`.
 
         Raises StartError when the directory or a file in it cannot be used, or a client with this name and relay already runs from it:
-        two would take the session from each other for ever (protocol.md section 4.4).
+        two would take the session from each other for ever (protocol.md section 4.4). Of those without a name there may be many.
         """
         own = hashlib.sha256(f"{relay_url}\n{name}".encode()).hexdigest()[:32]
         with files.sentences(path):
             files.make_directory(path)
-            lock = files.lock(path / f"{own}.lock")
-            if lock is None:
+            lock = files.lock(path / f"{own}.lock") if name else None
+            if lock is None and name:
                 raise StartError(
                     f"Another fastrelay client named {name!r} already runs here for {relay_url}: stop that one, or give this one "
                     "another name with --name."
@@ -55,7 +55,8 @@ class ClientState:
             try:
                 return cls(path, _instance(path), own, lock)
             except BaseException:
-                os.close(lock)
+                if lock is not None:
+                    os.close(lock)
                 raise
 
     def pins(self, token: Token) -> tuple[bytes, ...]:

@@ -21,11 +21,14 @@ _SECRET_FILES: Final = ("seed", "first-token", "tokens.json", "relay.key", "rela
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """What stays reserved for a client that is away (protocol.md section 4.4): `seen` is unix time, `ports` maps service names to ports."""
+    """What stays reserved for a client that is away (protocol.md section 4.4): `seen` is unix time, `ports` maps service names to ports, and
+    `named` the names of private services to the labels of the tokens that they came with.
+    """
 
     instance: str
     seen: float
     ports: dict[str, int]
+    named: dict[str, str] = {}
 
 
 class ServerState:

@@ -78,8 +78,23 @@ def test_new_without_ports_says_so(relay: ServerState, typed: Typed) -> None:
     answer = typed("new", "home", "--names", "*")
     handed_out(answer)
     assert "no public port" in answer[2] and "--ports 20000-20009" in answer[2]
-    assert "fastrelay client RELAY --expose 22" in answer[2], "any name will do"
+    assert "fastrelay client RELAY --expose private://22" in answer[2], "any name will do"
     assert keys(relay, "home")[0].grant == Grant(("*",), ("*",))
+
+
+def test_new_for_visitors(relay: ServerState, typed: Typed) -> None:
+    answer = typed("new", "laptop", "--reach", "db,web*")
+    handed_out(answer)
+    assert "visitor" in answer[2] and "fastrelay forward RELAY db --token-file FILE" in answer[2]
+    assert "public port" not in answer[2]
+    assert keys(relay, "laptop")[0].grant == Grant(reach=("db", "web*")), "and nothing else"
+
+
+@pytest.mark.parametrize("also", [("--services", "x"), ("--names", "x"), ("--ports", "20000")])
+def test_new_for_visitors_that_serve_as_well(relay: ServerState, typed: Typed, also: tuple[str, str]) -> None:
+    handed_out(typed("new", "laptop", "--reach", "db,own", *also))
+    grant = keys(relay, "laptop")[0].grant
+    assert grant.reach == ("db", "own") and grant.names and grant.services
 
 
 @pytest.mark.parametrize(
@@ -92,6 +107,7 @@ def test_new_without_ports_says_so(relay: ServerState, typed: Typed) -> None:
         (("home", "--ports", "all"), "'all'"),
         (("home", "--names", ""), "client names"),
         (("home", "--services", "A"), "service names"),
+        (("home", "--reach", "A"), "service names"),
         (("home", "--expires", "soon"), "30d"),
         (("home", "--expires", "2020-01-01"), "over"),
         (("home", "--max-streams", "0"), "max-streams"),
@@ -198,18 +214,19 @@ def test_list(relay: ServerState, typed: Typed) -> None:
     code, out, err = typed("list")
     assert (code, err) == (0, "")
     head, first, second = out.splitlines()
-    assert head.split() == ["LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "EXPIRES", "CREATED"]
+    assert head.split() == ["LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "REACH", "EXPIRES", "CREATED"]
     (key,) = keys(relay, "a-longer-label")
-    assert second.split()[:7] == [
+    assert second.split()[:8] == [
         "a-longer-label",
         key.key_id,
         "token",
         "-",
         "a-longer-label",
         "*",
+        "-",
         "2100-01-01T00:00Z",
     ]
-    assert first.split()[0] == "first" and first.split()[2:7] == ["token", "relay", "*", "*", "-"]
+    assert first.split()[0] == "first" and first.split()[2:8] == ["token", "relay", "*", "*", "own", "-"]
     assert {line.index(word) for line, word in ((head, "KEY"), (second, key.key_id))} == {16}, "columns are aligned"
     assert relay.token(()).text().split(".")[2] not in out
 

@@ -37,11 +37,15 @@ class Tunnel:
         self.bench = bench
         self.here = True
         self.asked: list[tuple[str, str]] = []
+        self.misses: list[tuple[str, Code]] = []
 
     def open(self, outlet: Outlet, target: str, visitor: str) -> tuple[Stream, Link] | None:
         self.asked.append((target, visitor))
         stream = self.bench.session.open(outlet, 1, visitor) if self.here else None
         return None if stream is None else (stream, self.bench.link)
+
+    def missed(self, target: str, visitor: str, code: Code) -> None:
+        self.misses.append((target, code))
 
 
 Make = Callable[[Bench, Opener], Edge]

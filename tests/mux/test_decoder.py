@@ -93,7 +93,7 @@ def reference(raw: bytes) -> Iterator[Event]:
                 yield "fin", stream, None
         else:
             exact = {2: 0, 4: 8, 5: 16, 6: 4, 7: 4, 8: 8, 9: 8}
-            known = kind in exact or kind in (3, 10, 16, 17, 18, 19, 20, 129)
+            known = kind in exact or kind in (3, 10, *range(16, 23), 129)
             if (not known and kind < 128) or (known and (stream == 0) is not (kind > 7)):
                 yield "error", 0, Code.PROTOCOL
                 return

@@ -20,6 +20,7 @@ FLOODS: dict[tuple[str, int, int], tuple[bytes, Callable[[int], bytes]]] = {
     floods.EMPTY: (pair.open_(1), lambda n: pair.data(1, b"")),
     floods.OPEN: (b"", lambda n: pair.open_(2 * n + 1)),
     floods.EXPOSE: (b"", lambda n: pair.expose(n + 1)),
+    floods.LIST: (b"", lambda n: pair.list_()),
     floods.OPTIONAL: (b"", lambda n: wire.frame(UNKNOWN[n % len(UNKNOWN)], n % 3, b"?")),
 }
 
@@ -46,9 +47,10 @@ def test_a_flood_is_calmed_at_the_documented_number(row: tuple[str, int, int]) -
     assert side.refuses(one(next(numbers))) is Code.CALM, "it fills with the rate, and never beyond the burst"
 
 
-def test_resets_of_its_own_streams_are_charged_to_the_client() -> None:
+def test_resets_of_streams_that_have_no_target_yet_are_charged_to_the_client() -> None:
     _, burst, rate = floods.RESET
     side = relay()
+    side.accepts = False
     for n in range(burst + rate + 1):
         side.clock.now += 0.01  # slower than OPEN is charged
         side.feed(pair.open_(2 * n + 1))
@@ -56,6 +58,16 @@ def test_resets_of_its_own_streams_are_charged_to_the_client() -> None:
     side.clock.now += 1
     side.feed(b"".join(pair.reset(2 * n + 1) for n in range(burst, burst + rate)))
     assert side.refuses(pair.reset(2 * (burst + rate) + 1)) is Code.CALM
+
+
+def test_a_client_is_not_charged_for_its_visitors_once_they_have_a_target() -> None:
+    """A program with 10,000 forwarded connections is killed."""
+    side = relay()
+    for n in range(10_000):
+        side.clock.now += 0.01
+        side.feed(pair.open_(2 * n + 1))
+    side.feed(b"".join(pair.reset(2 * n + 1) for n in range(10_000)))
+    assert not side.session.streams
 
 
 def test_a_client_is_not_charged_for_visitors_and_targets() -> None:

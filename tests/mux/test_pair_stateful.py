@@ -261,7 +261,7 @@ class PairMachine(RuleBasedStateMachine):
             both.pump()
         for which, side in enumerate(both.sides):
             assert side.session.streams == {}
-            assert side.session._their_streams == 0
+            assert side.session.their_streams == 0
             assert not side.session._half_open
             side.check()
             assert side.pool.used == 0

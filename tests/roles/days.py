@@ -204,7 +204,7 @@ class World(logging.Handler):
         """The public port of a client that is up, with another tunnel than the former one; 0 as long as it is not."""
         for tunnel in self.relay.server._tunnels.values():
             if tunnel.name == name and tunnel is not former and tunnel.services:
-                return next(iter(tunnel.services.values())).door.port
+                return next(iter(tunnel.services.values())).port
         return 0
 
     def _tunnels(self, names: list[str]) -> dict[str, Tunnel]:

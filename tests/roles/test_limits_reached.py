@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from fastrelay import wire
-from fastrelay.errors import Code, LimitError
+from fastrelay.errors import Code
 from fastrelay.limits import SETTINGS, Bucket, Limits, Side
-from fastrelay.mux import floods
 from fastrelay.net.dial import Resolver
 from fastrelay.wire import Kind
 from tests.conftest import Run
@@ -21,7 +20,7 @@ from tests.roles.test_client import ClientBench, client
 from tests.roles.test_server import RelayBench, goaway, relay
 from tests.support import pair
 from tests.support.peers import End
-from tests.support.tunnel import turns, until
+from tests.support.tunnel import Peer, turns, until
 from tests.test_protocol_md import table
 
 pytestmark = pytest.mark.parametrize("loop_kind", ["uvloop"], indirect=True)
@@ -89,6 +88,28 @@ async def control(bench: RelayBench) -> None:
     await peer.send(*(pair.open_(2 * n + 1) for n in range(6000)))  # each is owed a RESET, and nobody reads
     await until(lambda: not bench.server._tunnels, "the tunnel is given up")
     await flood
+
+
+async def visiting(bench: RelayBench, number: int) -> tuple[Peer, Peer]:
+    """A client that has opened so many streams to a private service of another one, which does not answer."""
+    peer, _ = await bench.client()
+    await bench.expose(peer, 1, "db", kind="private")
+    visitor, _ = await bench.client("")
+    await visitor.send(*(pair.visit(2 * n + 1, "db") for n in range(number)))
+    for _ in range(number):
+        await peer.frame(Kind.OPEN)
+    return visitor, peer
+
+
+async def answer_time(bench: RelayBench) -> None:
+    visitor, _ = await visiting(bench, 1)
+    assert Code((await visitor.frame(Kind.RESET)).payload[-1]) is Code.DIAL_TIMEOUT
+
+
+async def flood_of_resets(bench: RelayBench) -> None:
+    visitor, _ = await visiting(bench, 4)
+    await visitor.send(*(pair.reset(2 * n + 1) for n in range(4)))
+    assert await goaway(visitor) is Code.CALM
 
 
 async def handshake_time(bench: RelayBench) -> None:
@@ -175,6 +196,7 @@ ON_A_RELAY: dict[str, tuple[Limits, Callable[[RelayBench], Awaitable[None]]]] = 
     "memory": (Limits(memory=1 << 18), memory),
     "control": (Limits(control=65_536, flood_open=Bucket(10_000, 1)), control),
     "handshake-time": (Limits(handshake_time=0.1), handshake_time),
+    "answer-time": (Limits(answer_time=0.1), answer_time),
     "half-open-time": (Limits(half_open_time=0.1), half_open_time),
     "drain-time": (Limits(drain_time=0.1), drain_time),
     "reserved-time": (Limits(reserved_time=0.1), reserved_time),
@@ -185,6 +207,8 @@ ON_A_RELAY: dict[str, tuple[Limits, Callable[[RelayBench], Awaitable[None]]]] = 
     "flood-window": (Limits(flood_window=ONCE), flood(*[pair.window(2, 1)] * 4, stream=True)),
     "flood-empty": (Limits(flood_empty=ONCE), flood(*[pair.data(2, b"")] * 4, stream=True)),
     "flood-open": (Limits(flood_open=ONCE), flood(*[pair.open_(2 * n + 1) for n in range(4)])),
+    "flood-reset": (Limits(flood_reset=ONCE), flood_of_resets),
+    "flood-list": (Limits(flood_list=ONCE), flood(*[pair.list_()] * 4)),
     "flood-expose": (Limits(flood_expose=ONCE), flood(*[pair.expose(n + 1) for n in range(3)])),
     "flood-optional": (Limits(flood_optional=ONCE), flood(*[wire.frame(0x80, 0)] * 4)),
 }
@@ -300,22 +324,10 @@ def test_on_a_client(
 # --- all -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_resets_of_a_peers_own_streams(loop_kind: str) -> None:
-    """A relay refuses what a client opens at once, and a RESET that answers is not charged: so this is for what may come."""
-    floods_ = floods.Floods(Limits(flood_reset=ONCE))
-    for _ in range(3):
-        floods_.charge(floods.RESET, 1.0)
-    with pytest.raises(LimitError) as reached:
-        floods_.charge(floods.RESET, 1.0)
-    assert reached.value.limit == "flood-reset" and reached.value.code is Code.CALM
-
-
 def test_nothing_is_left_out(run: Run, tmp_path: Path) -> None:
     """`files` is in tests/e2e/test_files.py; what the gate does with each of its figures in tests/net/test_gate.py."""
     of_the_gate = {name.replace("_", "-") for name, *_ in table("12.1")[1]}
-    assert {*ON_A_RELAY, "files", "flood-reset", *of_the_gate} == {
-        name for name, one in SETTINGS.items() if one.of(Side.RELAY)
-    }
+    assert {*ON_A_RELAY, "files", *of_the_gate} == {name for name, one in SETTINGS.items() if one.of(Side.RELAY)}
     both = {name for name, one in SETTINGS.items() if one.side is Side.BOTH}
     assert {*ON_A_CLIENT, *both} == {name for name, one in SETTINGS.items() if one.of(Side.CLIENT)}
 

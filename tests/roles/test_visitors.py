@@ -13,7 +13,7 @@ import pytest
 from fastrelay import wire
 from fastrelay.net.notices import Notices
 from fastrelay.networks import Networks
-from fastrelay.roles.visitors import ListedVisitor, Visitor
+from fastrelay.roles.visitors import ListedVisitor, PublicPort, Visitor
 from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.roles.test_server import LOCALHOST, RelayBench, relay
@@ -163,7 +163,8 @@ def test_without_a_list_nothing_is_asked(run: Run, tmp_path: Path) -> None:
             await bench.expose(peer, 1)
             await bench.expose(peer, 2, visitors=("127.0.0.0/8",))
             services = next(iter(bench.server._tunnels.values())).services
-            made = [type(services[number].door._make()) for number in (1, 2)]
+            ports = [service for service in services.values() if isinstance(service, PublicPort)]
+            made = [type(port.door._make()) for port in ports]
             assert made == [Visitor, ListedVisitor]
             assert services[1].visitors is None and services[2].visitors == Networks(("127.0.0.0/8",))
             await turns()

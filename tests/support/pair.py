@@ -52,6 +52,11 @@ def open_(stream: int, limit: int = 100_000, kind: int = wire.STREAM_TCP) -> byt
     return wire.frame(Kind.OPEN, stream, wire.pack_open(wire.Open(kind, limit, 1, "192.0.2.9:51544")))
 
 
+def visit(stream: int, target: str, limit: int = 100_000) -> bytes:
+    """OPEN of a client, to a private service."""
+    return wire.frame(Kind.OPEN, stream, wire.pack_open(wire.Open(wire.STREAM_TCP, limit, target=target)))
+
+
 def accept(stream: int, limit: int = 100_000) -> bytes:
     return wire.frame(Kind.ACCEPT, stream, wire.LIMIT.pack(limit))
 
@@ -82,6 +87,10 @@ def goaway(code: int, text: str = "", last: int = 0) -> bytes:
 
 def expose(service: int) -> bytes:
     return wire.frame(Kind.EXPOSE, 0, wire.pack_json(wire.Expose(service=service, name=f"s{service}")))
+
+
+def list_() -> bytes:
+    return wire.frame(Kind.LIST, 0, wire.pack_json(wire.List()))
 
 
 def frames(raw: bytes | bytearray) -> list[Frame]:
@@ -193,6 +202,8 @@ class Side:
         self.opens: list[wire.Open] = []
         self.asked: list[wire.Expose] = []
         self.answers: list[wire.Exposed] = []
+        self.lists = 0
+        self.listed: list[wire.Listed] = []
         self.pins: list[tuple[bytes, ...]] = []
         self.goaways: list[tuple[Code, str]] = []
         self.idles = 0
@@ -231,6 +242,12 @@ class Side:
 
     def on_exposed(self, answer: wire.Exposed) -> None:
         self.answers.append(answer)
+
+    def on_list(self) -> None:
+        self.lists += 1
+
+    def on_listed(self, answer: wire.Listed) -> None:
+        self.listed.append(answer)
 
     def on_pins(self, pins: tuple[bytes, ...]) -> None:
         self.pins.append(pins)

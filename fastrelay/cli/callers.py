@@ -1,0 +1,105 @@
+"""`fastrelay forward`, `dial` and `list`: what visits services of other clients."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from fastrelay.cli.limits import Limited, limit_option
+from fastrelay.cli.options import Credentials, credential_options, loop_option
+from fastrelay.cli.output import data, say, table
+from fastrelay.cli.running import run
+from fastrelay.errors import StartError
+
+
+@click.command(cls=Limited)
+@click.argument("relay")
+@click.argument("name")
+@click.argument("local", default="")
+@credential_options
+@limit_option
+@loop_option
+def forward(relay: str, name: str, local: str, credentials: Credentials, limit: tuple[str, ...], loop: str) -> None:
+    """Lead connections to LOCAL to the private service NAME.
+
+    RELAY as in `fastrelay client`, or - for FASTRELAY_RELAY. LOCAL is [HOST:]PORT; without it any free port of 127.0.0.1, which is printed.
+    """
+    from fastrelay.app import run_forward
+    from fastrelay.config import check_service, join_host, parse_bind
+    from fastrelay.limits import Side, parse_limits
+
+    check_service(name)
+    bind = parse_bind(f"127.0.0.1:{local}" if local.isdecimal() else local or "127.0.0.1", 0)
+    config = credentials.config(relay, "", (), parse_limits(limit, Side.CLIENT))
+
+    def ready(host: str, port: int) -> None:
+        where = join_host(host, port)
+        if sys.stderr.isatty():
+            say(f"\n{where} leads to {name}. Ctrl-C drains and stops.\n")
+        data(f"tcp://{where}")
+
+    run(lambda on_stop: run_forward(config, name, bind, ready, on_stop), loop, config.limits.drain_time)
+
+
+@click.command()
+@click.argument("relay")
+@click.argument("name")
+@credential_options
+@loop_option
+def dial(relay: str, name: str, credentials: Credentials, loop: str) -> None:
+    """Join standard input and output with the private service NAME.
+
+    As in `ssh -o ProxyCommand='fastrelay dial RELAY %h' NAME`. An end of input is an end for the service, and the other direction goes on.
+    Exits with 0 when both have ended, with 3 when the service cannot be reached, and with 1 when the connection was reset.
+    """
+    from fastrelay.app import run_dial
+    from fastrelay.cli.stdio import Stdio
+    from fastrelay.config import check_service
+    from fastrelay.errors import Code
+    from fastrelay.limits import DEFAULTS
+    from fastrelay.roles.caller import why_missed
+
+    check_service(name)
+    config = credentials.config(relay, "", (), DEFAULTS)
+    stdio = Stdio()
+    stdio.start()
+    ended = run(lambda on_stop: run_dial(config, name, stdio.socket, on_stop), loop, None, quiet=True)
+    if ended is None:
+        sys.exit(1)  # a signal that is not Ctrl-C
+    code, reached = ended
+    if not reached:
+        raise StartError(f"{why_missed(name, code)}.")
+    stdio.finish()
+    if code is not Code.NO_ERROR:
+        say(f"Error: The connection to {name} was reset.")
+        sys.exit(1)
+
+
+@click.command("list")
+@click.argument("relay", default="-")
+@credential_options
+@loop_option
+def list_(relay: str, credentials: Credentials, loop: str) -> None:
+    """Print the private services that the token reaches.
+
+    On a terminal as a table; elsewhere a line for each, with tabs between its name, kind, client, since when it is there or was last seen
+    (unix time), and yes or no for whether it can be reached now.
+    """
+    from fastrelay.app import run_list
+    from fastrelay.limits import DEFAULTS
+
+    config = credentials.config(relay, "", (), DEFAULTS)
+    found = run(lambda on_stop: run_list(config), loop, None, quiet=True)
+    rows = [(one.name, one.kind, one.client, one.since, "yes" if one.here else "no") for one in found]
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(map(str, row)))
+        return
+    shown = [(name, kind, client, _when(since), here) for name, kind, client, since, here in rows]
+    table([("NAME", "KIND", "CLIENT", "SINCE", "REACHABLE"), *shown])
+
+
+def _when(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
