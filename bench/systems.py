@@ -110,7 +110,7 @@ def _standing(place: Place, what: str, visitors: list[Address], programs: Sequen
 # --- fastrelay, and nothing at all ----------------------------------------------------------------------------------------
 
 
-def _fastrelay(plain: bool) -> Start:
+def _fastrelay(plain: bool, websocket: bool = False) -> Start:
     def start(stack: ExitStack, place: Place, directory: Path, target: int, tunnels: int) -> Running:
         python, state = [sys.executable, "-m", "fastrelay"], directory / "server"
         # Visitors' ports use the host that the server binds: on a link it binds all, so that they are on loopback as well.
@@ -122,6 +122,8 @@ def _fastrelay(plain: bool) -> Start:
         options = [*where, "--state", str(state), *(["--plaintext"] if plain else [])]
         server = run(stack, *place.relay, *python, "server", *options, stdout=subprocess.PIPE)
         url = line(server, "fastrelay server")
+        if websocket:
+            url = url.replace("tls://", "wss://")
         show = [*python, "token", "show", "--state", str(state)]
         token = subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()
         if tunnels == 1:
@@ -388,6 +390,7 @@ _FRP = "https://github.com/fatedier/frp/releases/download/v0.70.0/frp_0.70.0_lin
 _SYSTEMS = (
     System("fastrelay", "fastrelay, plain", _fastrelay(plain=True), package="fastrelay", loopback_only=True),
     System("fastrelay-tls", "fastrelay, TLS", _fastrelay(plain=False), package="fastrelay"),
+    System("fastrelay-wss", "fastrelay, WebSocket", _fastrelay(plain=False, websocket=True), package="fastrelay"),
     System(
         "haproxy",
         "HAProxy x2",

@@ -35,6 +35,8 @@ MAX_PINS: Final = 2
 
 _REFUSED: Final = "the token is not valid on this relay; get the current one with `fastrelay token show` there"
 _OTHER_CERTIFICATE: Final = "the client sees another certificate than this relay's, so something between the two reads the tunnel; connect to the relay directly"
+_PROXY_UNSAID: Final = "this relay runs behind a proxy that ends TLS, and the client does not know that; connect with wss:// and --behind-proxy"
+_NO_PROXY: Final = "this relay ends TLS itself, and the client was told that a proxy does; leave out --behind-proxy"
 _NO_CERTIFICATE: Final = (
     "this relay admits only clients with a certificate of its CA; give this one with --client-cert and --client-key"
 )
@@ -368,7 +370,9 @@ class RelayLogin:
             )
         _check_hello(peer)
         if peer.binding != _binding_text(self._binding):
-            raise ProtocolError(Code.UNAUTHORIZED, _OTHER_CERTIFICATE)
+            none = peer.binding == _binding_text(None)
+            why = _PROXY_UNSAID if self._binding is None else _NO_PROXY if none else _OTHER_CERTIFICATE
+            raise ProtocolError(Code.UNAUTHORIZED, why)
         self.peer = peer
         self._hello_c = payload
         return self._hello_s

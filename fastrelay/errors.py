@@ -6,8 +6,10 @@
     ├── PinError            the relay's key is not one that this client knows
     ├── MessageError        an HTTP message cannot be passed on
     ├── AskError            a program asked a proxy for something that it does not do
+    ├── ProxyError          the proxy on the way out does not let us through
     └── ProtocolError       the other side broke protocol.md; carries the code that GOAWAY will name
         ├── LimitError           it went beyond a limit that a person may set; carries the limit's name
+        ├── HandshakeError       what it said in HTTP is no handshake of WebSocket; carries the status
         └── RefusedError         the other side said GOAWAY before the session began
 
 The texts are sentences for a person: what, why, what next.
@@ -69,6 +71,10 @@ class PinError(FastrelayError):
     """The relay's key is not one that this client knows: nothing was sent."""
 
 
+class ProxyError(FastrelayError):
+    """The proxy on the way out (HTTPS_PROXY) does not let us through: half a sentence says why."""
+
+
 class ProtocolError(FastrelayError):
     """The other side broke a rule of protocol.md. Only `net.link` turns it into a goodbye. `fields` are for the log."""
 
@@ -88,6 +94,14 @@ class LimitError(ProtocolError):
     def __init__(self, code: Code, text: str, limit: str) -> None:
         super().__init__(code, text)
         self.limit = limit
+
+
+class HandshakeError(ProtocolError):
+    """What the other side said in HTTP does not begin a tunnel (protocol.md 2.1); `status` is that of the answer, 0 without one."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(Code.PROTOCOL, text)
+        self.status = status
 
 
 class RefusedError(ProtocolError):

@@ -17,6 +17,12 @@ M = TypeVar("M")
 
 VERSION: Final = 1
 ALPN: Final = "fastrelay/1"
+ALPN_HTTP: Final = "http/1.1"
+"""Of a WebSocket tunnel (protocol.md section 2.1)."""
+WEBSOCKET: Final = "fastrelay.1"
+"""The subprotocol of WebSocket tunnels."""
+WEBSOCKET_PATH: Final = "/fastrelay"
+"""Where a relay takes them unless it is told otherwise."""
 
 # --- limits (protocol.md section 12) -----------------------------------------------------------------------------------
 
@@ -30,6 +36,8 @@ MAX_STREAMS: Final = 65_535
 MAX_SERVICES: Final = 64
 MAX_NETWORKS: Final = 64
 MAX_CONTROL: Final = 4_096
+MAX_HEAD: Final = 8_192
+MAX_MESSAGE: Final = 2_097_152
 MAX_OFFSET: Final = 1 << 62
 
 WINDOW_FLOOR: Final = 16_384

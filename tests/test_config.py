@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,11 @@ def refused(parse: Callable[[], object], *says: str) -> None:
         ("tcp://localhost", Relay("localhost", 7443, False), "tcp://localhost:7443"),
         ("tcp://127.9.9.9:80", Relay("127.9.9.9", 80, False), "tcp://127.9.9.9:80"),
         ("tcp://[::1]:80", Relay("::1", 80, False), "tcp://[::1]:80"),
+        ("wss://relay", Relay("relay", 443, True, "/fastrelay"), "wss://relay:443"),
+        ("WSS://Relay:7443/fastrelay", Relay("relay", 7443, True, "/fastrelay"), "wss://relay:7443"),
+        ("wss://relay/", Relay("relay", 443, True, "/"), "wss://relay:443/"),
+        ("wss://[2001:db8::7]:1/a/b", Relay("2001:db8::7", 1, True, "/a/b"), "wss://[2001:db8::7]:1/a/b"),
+        ("ws://localhost", Relay("localhost", 80, False, "/fastrelay"), "ws://localhost:80"),
     ],
 )
 def test_relay(text: str, relay: Relay, url: str) -> None:
@@ -110,8 +116,9 @@ def test_relay(text: str, relay: Relay, url: str) -> None:
         ("[1::2::3]", "not an IPv6 address"),
         ("[fe80::1%]", "not an IPv6 address"),
         ("[fe80::1%a b]", "not an IPv6 address"),
-        ("ws://relay", "'ws' is not known"),
-        ("wss://relay", "'wss' is not known"),
+        ("wss://", "host is missing"),
+        ("wss:///path", "host is missing"),
+        ("wss://relay:/path", "port is missing"),
         ("http://relay", "'http' is not known"),
         ("://relay", "'' is not known"),
     ],
@@ -132,6 +139,22 @@ def test_a_token_in_the_relays_place_is_not_quoted() -> None:
     with pytest.raises(UsageError) as caught:
         parse_relay(f"fr1.k3yID_-0.{secret}")
     assert secret not in str(caught.value) and "--token" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/a?b", "/a#b", "/a b", "/ä", "//" + "a" * 300])
+def test_a_path_that_is_none(path: str) -> None:
+    refused(lambda: parse_relay(f"wss://relay{path}"), repr(path), "/fastrelay")
+
+
+def test_a_password_in_the_relays_place_is_not_quoted() -> None:
+    refused(lambda: parse_relay("wss://user:secret@relay/path"), "takes none")
+    with pytest.raises(UsageError) as caught:
+        parse_relay("wss://user:secret@relay/path")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_websocket_in_plaintext_is_for_this_machine() -> None:
+    refused(lambda: parse_relay("ws://relay:80/x"), "'ws://relay:80/x'", "use wss://relay:80", "ws://127.0.0.1:80")
 
 
 def test_a_relay_that_exists_is_valid() -> None:
@@ -440,6 +463,8 @@ def server(
     cert: str | None = None,
     key: str | None = None,
     plaintext: bool = False,
+    behind_proxy: bool = False,
+    websocket_path: str = "/fastrelay",
 ) -> ServerConfig:
     return ServerConfig(
         bind_host=bind_host,
@@ -450,17 +475,48 @@ def server(
         cert=Path(cert) if cert else None,
         key=Path(key) if key else None,
         plaintext=plaintext,
+        behind_proxy=behind_proxy,
+        websocket_path=websocket_path,
     )
 
 
-def client(*specs: str, name: str = "home") -> ClientConfig:
+def client(
+    *specs: str,
+    name: str = "home",
+    relay: str = "relay",
+    behind_proxy: bool = False,
+    cert: str | None = None,
+    pins: tuple[bytes, ...] = (),
+) -> ClientConfig:
     return ClientConfig(
-        relay=parse_relay("relay"),
+        relay=parse_relay(relay),
         token="fr1.k3yID_-0.secret",
         exposures=tuple(parse_expose(spec) for spec in specs),
         name=name,
         state=Path("state"),
+        client_cert=Path(cert) if cert else None,
+        client_key=Path(cert) if cert else None,
+        pins=pins,
+        behind_proxy=behind_proxy,
     )
+
+
+def test_a_proxy_that_ends_tls() -> None:
+    assert server(behind_proxy=True).scheme == "ws"
+    assert server(behind_proxy=True).front == "wss://HOST --behind-proxy"
+    assert server(behind_proxy=True, advertise="r.example").front == "wss://r.example --behind-proxy"
+    other = server(behind_proxy=True, advertise="2001:db8::7", websocket_path="/t")
+    assert other.front == "wss://[2001:db8::7]/t --behind-proxy"
+    assert parse_relay(other.front.split()[0]) == Relay("2001:db8::7", 443, True, "/t")
+    refused(lambda: server(behind_proxy=True, bind_host="127.0.0.1", plaintext=True), "--plaintext or --behind-proxy")
+    refused(lambda: server(behind_proxy=True, cert="c", key="k"), "leave out --cert")
+    refused(lambda: server(websocket_path="t"), "'t'", "/fastrelay")
+    assert client("22", relay="wss://r.example", behind_proxy=True).behind_proxy
+    for relay in ("r.example", "ws://127.0.0.1", "tcp://127.0.0.1"):
+        refused(partial(client, "22", relay=relay, behind_proxy=True), "wss://", "leave out --behind-proxy")
+    for relay, proxied in (("ws://127.0.0.1", False), ("wss://r.example", True)):
+        refused(partial(client, "22", relay=relay, cert="c", behind_proxy=proxied), "--client-cert")
+        refused(partial(client, "22", relay=relay, pins=(bytes(32),), behind_proxy=proxied), "--pin")
 
 
 def test_server_config() -> None:

@@ -57,7 +57,9 @@ def client(
     limit: tuple[str, ...],
     loop: str,
 ) -> None:
-    """Expose services of this machine through RELAY: HOST[:PORT], [IPv6]:PORT, tls://… or, on this machine, tcp://…"""
+    """Expose services of this machine through RELAY: HOST[:PORT], [IPv6]:PORT, tls://…, wss://HOST[:PORT][/PATH] where only HTTP passes,
+    or, on this machine, tcp://… and ws://… HTTPS_PROXY and NO_PROXY are honoured.
+    """
     import socket
     from dataclasses import replace
 

@@ -58,6 +58,7 @@ class Credentials:
     client_cert: Path | None
     client_key: Path | None
     pins: tuple[str, ...]
+    behind_proxy: bool
     state: Path | None
 
     def config(self, relay: str, name: str, exposures: tuple[Exposure, ...], limits: Limits) -> ClientConfig:
@@ -83,6 +84,7 @@ class Credentials:
             client_cert=self.client_cert,
             client_key=self.client_key,
             pins=tuple(parse_pin(pin) for pin in self.pins),
+            behind_proxy=self.behind_proxy,
         )
 
 
@@ -96,10 +98,12 @@ def credential_options(command: Callable[..., None]) -> Callable[..., None]:
         client_cert: Path | None,
         client_key: Path | None,
         pins: tuple[str, ...],
+        behind_proxy: bool,
         state: Path | None,
         **others: Any,
     ) -> None:
-        command(credentials=Credentials(token, token_file, client_cert, client_key, pins, state), **others)
+        credentials = Credentials(token, token_file, client_cert, client_key, pins, behind_proxy, state)
+        command(credentials=credentials, **others)
 
     made: Callable[..., None] = collected
     for option in reversed(_CREDENTIALS):
@@ -144,6 +148,13 @@ _CREDENTIALS = [
         envvar="FASTRELAY_CLIENT_PIN",
         show_envvar=True,
         help="The relay's key (`fastrelay key show` there) instead of the token's pins; twice while it changes.",
+    ),
+    click.option(
+        "--behind-proxy",
+        is_flag=True,
+        envvar="FASTRELAY_CLIENT_BEHIND_PROXY",
+        show_envvar=True,
+        help="A proxy in front of the relay, such as a CDN, ends TLS: its certificate is what the CAs must vouch for; with wss://.",
     ),
     click.option(
         "--state",

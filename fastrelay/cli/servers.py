@@ -66,6 +66,20 @@ _START = time.monotonic()
     show_envvar=True,
     help="Load balancers that begin each connection with a PROXY header (v1 or v2), which says who the visitor is. It is believed of nobody else. May be repeated.",
 )
+@click.option(
+    "--behind-proxy",
+    is_flag=True,
+    show_envvar=True,
+    help="Take tunnels from a proxy that ends TLS, as WebSocket in plain HTTP; clients say --behind-proxy too.",
+)
+@click.option(
+    "--websocket-path",
+    metavar="PATH",
+    default="/fastrelay",
+    show_default=True,
+    show_envvar=True,
+    help="Where clients with wss:// are taken, on the same port as others.",
+)
 @audit_option
 @limit_option
 @loop_option
@@ -80,6 +94,8 @@ def server(
     require_client_cert: bool,
     plaintext: bool,
     proxy_protocol: tuple[str, ...],
+    behind_proxy: bool,
+    websocket_path: str,
     audit: Path | None,
     limit: tuple[str, ...],
     loop: str,
@@ -111,6 +127,8 @@ def server(
         client_ca=client_ca,
         require_client_cert=require_client_cert,
         balancers=parse_balancers(proxy_protocol),
+        behind_proxy=behind_proxy,
+        websocket_path=websocket_path,
     )
     run(lambda on_stop: run_server(config, _server_ready, on_stop), loop, config.limits.drain_time, audit)
 
@@ -123,15 +141,14 @@ def _server_ready(server: Server, token: str) -> None:
     where = join_host(config.advertise or own_address(config.bind_host), server.port)
     if sys.stderr.isatty():
         trust = "no TLS, this machine only"
+        if config.behind_proxy:
+            trust = "WebSocket without TLS, for a proxy that ends it"
         if server.identity is not None:
             own = config.cert is None
             trust = f"TLS 1.3, {'own certificate' if own else str(config.cert)}{', pinned by the token' if server.identity.self_signed else ''}"
-        scheme = "tcp://" if config.plaintext else ""
-        join = (
-            f"fastrelay client {scheme}{where} --expose 22 --token {token}"
-            if token
-            else (f"fastrelay client {scheme}{where} --expose 22 --token-file FILE")
-        )
+        relay = config.front if config.behind_proxy else f"tcp://{where}" if config.plaintext else where
+        proof = f"--token {token}" if token else "--token-file FILE"
+        join = f"fastrelay client {relay} --expose 22 {proof}"
         if config.require_client_cert:
             join += " --client-cert FILE --client-key FILE"
         say(
@@ -144,4 +161,4 @@ def _server_ready(server: Server, token: str) -> None:
             f"    {join}\n\n"
             f"  Ctrl-C drains and stops.\n"
         )
-    data(f"{'tcp' if config.plaintext else 'tls'}://{where}")
+    data(f"{config.scheme}://{where}")

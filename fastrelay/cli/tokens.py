@@ -327,7 +327,9 @@ def _relay(kept: ServerState) -> str:
     from fastrelay.config import join_host
     from fastrelay.console import own_address
 
-    known = re.fullmatch(r"(tls|tcp)://(.+):([0-9]+)", kept.address())
+    if (kept_as := kept.address()).startswith("wss://"):
+        return kept_as
+    known = re.fullmatch(r"(tls|tcp)://(.+):([0-9]+)", kept_as)
     if known is None:
         return ""
     where = join_host(own_address(known[2].strip("[]")), int(known[3]))

@@ -17,8 +17,8 @@ from fastrelay.limits import DEFAULTS, Limits
 class ClientConfig:
     """A client called `name`; with "", and without exposures, one that only visits services of others. `token` is the token's text, a secret, which no repr shows; "" for none.
 
-    `client_cert` and `client_key` are PEM files, or None; `pins` are the relay's, 32 bytes each, instead of the token's. Raises UsageError
-    for what cannot be together.
+    `client_cert` and `client_key` are PEM files, or None; `pins` are the relay's, 32 bytes each, instead of the token's.
+    `behind_proxy`: a proxy in front of the relay ends TLS (protocol.md 2.1). Raises UsageError for what cannot be together.
     """
 
     relay: Relay
@@ -30,6 +30,7 @@ class ClientConfig:
     client_cert: Path | None = None
     client_key: Path | None = None
     pins: tuple[bytes, ...] = ()
+    behind_proxy: bool = False
 
     def __post_init__(self) -> None:
         if self.name or self.exposures:
@@ -46,6 +47,16 @@ class ClientConfig:
         if not self.relay.tls and (self.client_cert is not None or self.pins):
             raise UsageError(
                 f"The relay {self.relay.url} is plaintext, where neither side shows a certificate: leave out --client-cert and --pin."
+            )
+        if self.behind_proxy and not (self.relay.tls and self.relay.path is not None):
+            raise UsageError(
+                f"A proxy that ends TLS is reached with wss://, and {self.relay.url} is not: write the relay like wss://{self.relay.host}, or "
+                "leave out --behind-proxy."
+            )
+        if self.behind_proxy and (self.client_cert is not None or self.pins):
+            raise UsageError(
+                "A proxy that ends TLS shows a certificate of its own and keeps ours from the relay: leave out --client-cert and --pin, "
+                "or --behind-proxy."
             )
         if len(self.pins) > 2:
             raise UsageError("More than two pins are given: a relay has one key, and while it changes a next one.")

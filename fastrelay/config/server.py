@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastrelay.config.hosts import PortRange, check_host, check_port, is_loopback
+from fastrelay.config.relays import check_path
 from fastrelay.errors import UsageError
 from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.networks import Networks
+from fastrelay.wire import WEBSOCKET_PATH
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class ServerConfig:
 
     `cert` and `key` are PEM files, or None for the relay's own identity in `state`. `client_ca` is a PEM file of CAs: clients may show a
     certificate of theirs, and with `require_client_cert` must. Connections from `balancers` begin with a PROXY header.
-    Raises UsageError for what cannot be together.
+    WebSocket tunnels are taken at `websocket_path`; with `behind_proxy` nothing else is, without TLS, from the proxy that ends it. Raises UsageError for what cannot be together.
     """
 
     bind_host: str
@@ -32,6 +34,8 @@ class ServerConfig:
     client_ca: Path | None = None
     require_client_cert: bool = False
     balancers: Networks | None = None
+    behind_proxy: bool = False
+    websocket_path: str = WEBSOCKET_PATH
 
     def __post_init__(self) -> None:
         check_host(self.bind_host)
@@ -54,3 +58,24 @@ class ServerConfig:
                 f"Tunnels without TLS are allowed on this machine only, and {self.bind_host!r} is more than that: "
                 f"use --bind 127.0.0.1:{self.bind_port}, or leave --plaintext out."
             )
+        check_path(self.websocket_path)
+        if self.behind_proxy and self.plaintext:
+            raise UsageError(
+                "Tunnels without TLS either come from this machine or through a proxy that ends TLS: leave out --plaintext or --behind-proxy."
+            )
+        if self.behind_proxy and (self.cert is not None or self.client_ca is not None):
+            raise UsageError(
+                "Behind a proxy that ends TLS a relay shows no certificate and sees none: leave out --cert, --key and --client-ca, "
+                "or --behind-proxy."
+            )
+
+    @property
+    def scheme(self) -> str:
+        """Of what it listens for."""
+        return "tcp" if self.plaintext else "ws" if self.behind_proxy else "tls"
+
+    @property
+    def front(self) -> str:
+        """What a client types to come through the proxy, as far as that is known here."""
+        host = f"[{self.advertise}]" if ":" in self.advertise else self.advertise or "HOST"
+        return f"wss://{host}{'' if self.websocket_path == WEBSOCKET_PATH else self.websocket_path} --behind-proxy"

@@ -180,6 +180,14 @@ class Gate(Generic[S]):
         self._forget(now)
         return goes
 
+    def known_as(self, stranger: S, source: str, now: float) -> None:
+        """A proxy says whose it is, before it has said what it must: from now on it counts with that source."""
+        self._remove(stranger, End.UNFINISHED, now)
+        stranger.source = source
+        stranger._stage = _Stage.SILENT
+        goes = self.arrive(stranger, now)
+        assert goes is None, "there was room for it a moment ago"
+
     def speak(self, stranger: S, now: float) -> S | None:
         """It has said what it must: it is greeted when its turn comes. Returns who must be closed for it, as from `arrive`."""
         source = self._sources[stranger.source]

@@ -47,6 +47,13 @@ class _Deaf:
 _DEAF = _Deaf()
 
 
+class Layer(asyncio.Transport):
+    """What may stand between a link and its transport, see `net.websocket`."""
+
+    core: Core | None
+    """Who is fed what has come through it."""
+
+
 class Role(Protocol):
     """What a link tells whom it works for."""
 
@@ -65,6 +72,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self.first_bytes = b""  # what the other side said first, for an explanation when it does not speak our protocol
         self.error: Exception | None = None  # why the tunnel ends, as soon as somebody knows
         self._core: Core = _DEAF
+        self._layer: Layer | None = None
         self._read_at_most(SHARED_FRAME)
         self._long = 0.0  # the thread's time after the last read that was looked at, if that took long
         self._made = time.monotonic()
@@ -95,6 +103,13 @@ class Link(Outbox, asyncio.BufferedProtocol):
             self._core = self.role.on_connected(self)
         except FastrelayError as error:
             self.abort(error)
+
+    def through(self, layer: Layer) -> None:
+        """From now on frames do not go to the transport but through `layer`, which is a Core as well and feeds a core of its own."""
+        if self._fd >= 0:
+            self._fd = -1
+            self.transport.set_write_buffer_limits(1, 0)
+        self.transport = self._layer = layer
 
     def certificate(self) -> bytes | None:
         """The other side's certificate (DER), None without TLS."""
@@ -187,6 +202,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
         self.role.on_closed(self, self.error or exc)
         # The collector may be long in coming: what we hold, and the buffers of TLS, half a MiB after a flood, do not wait for it.
         del self.transport
+        self._layer = None
         self._core = _DEAF
         self.session = None
 
@@ -209,7 +225,10 @@ class Link(Outbox, asyncio.BufferedProtocol):
             limits=self.runtime.limits,
         )
         self.session = session
-        self._core = session
+        if self._layer is None:
+            self._core = session
+        else:
+            self._layer.core = session
         self._set_read_size()
         assert self._timer is not None
         self._timer.cancel()

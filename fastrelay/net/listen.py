@@ -16,12 +16,13 @@ from fastrelay.errors import Code, ProtocolError, RefusedError
 from fastrelay.limits import Limits
 from fastrelay.net.balancers import Address, Balancers, Renamed
 from fastrelay.net.gate import End, Gate, Reached, Stranger, source_of
+from fastrelay.net.heads import forwarded_for, head_size
 from fastrelay.net.link import Link, address
 from fastrelay.net.options import LINGER_RESET, hung_up, unpace, wake_at
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tally import PERIOD, Tally
 from fastrelay.networks import Networks
-from fastrelay.wire import GOODBYE_TIME
+from fastrelay.wire import GOODBYE_TIME, MAX_HEAD
 
 BACKLOG = 65_535
 """As much as the system allows (net.core.somaxconn, usually 4096): with the usual 100, a stall of 0.4 s loses two thirds of 1,000 visitors."""
@@ -106,11 +107,13 @@ class TunnelDoor:
         porter: Porter,
         limits: Limits,
         balancers: Networks | None = None,
+        proxied: bool = False,
     ) -> None:
-        """Connections from `balancers` begin with a PROXY header."""
+        """Connections from `balancers` begin with a PROXY header. `proxied`: a proxy in front ends TLS, and says in HTTP whose they are."""
         self._runtime = runtime
         self._balancers = None if balancers is None else Balancers(runtime, balancers)
         self._sock = sock
+        self._proxied = proxied
         self.context = context
         """For handshakes from now on; those that have begun go on with the one they have."""
         self._make = make
@@ -205,13 +208,16 @@ class TunnelDoor:
 
     def _hear(self, knock: Knock) -> None:
         """See whether it has said enough to be greeted; what it said stays where it is."""
-        most = self.gate.limits.max_client_hello
+        most = MAX_HEAD if self._proxied else self.gate.limits.max_client_hello
         error: Exception | None = None
         try:
             said = knock.sock.recv(_RECORD_HEAD + most, socket.MSG_PEEK)
-            wanted = _client_hello(said, most) if self.context else 1
+            wanted = _client_hello(said, most) if self.context else head_size(said) if self._proxied else 1
             if len(said) >= wanted:
                 self._stop_reading(knock)
+                if self._proxied and (whose := forwarded_for(said)) is not None:
+                    knock.address = whose
+                    self.gate.known_as(knock, source_of(whose), time.monotonic())
                 goes = self.gate.speak(knock, time.monotonic())
                 if goes is not None:
                     self._send_away(goes)

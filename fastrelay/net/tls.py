@@ -162,9 +162,10 @@ def server_context(identity: Identity, client_ca: Path | None = None) -> ssl.SSL
 
     With `client_ca`, a file of CAs, clients are asked for a certificate: one that these CAs do not vouch for ends the handshake, none does
     not. That is for section 4.6 to refuse, in words: a TLS alert is not sent by asyncio nor by uvloop when a handshake fails.
-    OpenSSL lets a client through that offers no ALPN or another: whoever accepts the tunnel checks `selected_alpn_protocol()`.
+    OpenSSL lets a client through that offers no ALPN or another: whoever accepts the tunnel asks `selected_alpn_protocol()` what it is
+    (section 2.1).
     """
-    context = _for_tunnels(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    context = _for_tunnels(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), wire.ALPN, wire.ALPN_HTTP)
     context.num_tickets = 0
     _load_chain(context, identity.cert_path, identity.key_path, "--key")
     if client_ca is not None:
@@ -183,12 +184,12 @@ def web_context(identity: Identity) -> ssl.SSLContext:
     return context
 
 
-def client_context(pinned: bool, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
-    """For the dialer; `own` are its certificate and key (PEM), if it has any. With `pinned` nothing is verified here: the caller MUST ask `pin_fits` before it sends the first byte (section 4.1).
+def client_context(pinned: bool, own: tuple[Path, Path] | None = None, alpn: str = wire.ALPN) -> ssl.SSLContext:
+    """For the dialer, who asks for the protocol `alpn`; `own` are its certificate and key (PEM), if it has any. With `pinned` nothing is verified here: the caller MUST ask `pin_fits` before it sends the first byte (section 4.1).
 
     Without, the system's CAs and the host name decide. Raises StartError when `own` cannot serve.
     """
-    context = _for_tunnels(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    context = _for_tunnels(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), alpn)
     if own is not None:
         _load_chain(context, *own, "--client-key")
     if pinned:
@@ -199,9 +200,9 @@ def client_context(pinned: bool, own: tuple[Path, Path] | None = None) -> ssl.SS
     return context
 
 
-def _for_tunnels(context: ssl.SSLContext) -> ssl.SSLContext:
+def _for_tunnels(context: ssl.SSLContext, *alpn: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols([wire.ALPN])
+    context.set_alpn_protocols(alpn)
     return context
 
 

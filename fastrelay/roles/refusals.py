@@ -6,7 +6,7 @@ import errno
 import ssl
 
 from fastrelay import log
-from fastrelay.errors import Code, ProtocolError
+from fastrelay.errors import Code, HandshakeError, ProtocolError
 from fastrelay.limits import Limits
 from fastrelay.net.gate import Reached
 
@@ -53,6 +53,8 @@ def _of(source: str) -> str:
 
 def explain(error: Exception | None, first: bytes) -> str:
     """Why a connection to the tunnel port ended, for people."""
+    if isinstance(error, HandshakeError):
+        return error.text
     if first[:1] == b"\x16":
         return "it speaks TLS, and this relay's tunnels are plaintext; use tcp:// for it"
     if first[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"CONN"):

@@ -45,7 +45,7 @@ class Server:
         self.runtime = Runtime(config.limits, "this relay")
         # What waits for a target counts against `memory` as a window does.
         self.settings = wire.Settings(early=wire.WINDOW_FLOOR)
-        self._shown: Shown | None = None if config.plaintext else _shown(config, state)
+        self._shown: Shown | None = _shown(config, state) if config.scheme == "tls" else None
         self.registry = Registry(state.reservations(), config.limits.reserved_time)
         self.directory = Directory(self.registry)
         self.port = 0  # for tunnels; once started
@@ -86,12 +86,19 @@ class Server:
         context = None if self._shown is None else self._shown.context
         limits = dataclasses.replace(config.limits, max_greetings=self.runtime.strangers)
         self._door = TunnelDoor(
-            self.runtime, sock, context, lambda: Link(self.runtime, self), Refusals(limits), limits, config.balancers
+            self.runtime,
+            sock,
+            context,
+            lambda: Link(self.runtime, self),
+            Refusals(limits),
+            limits,
+            config.balancers,
+            proxied=config.behind_proxy,
         )
         self.port = self._door.port
-        scheme = "tcp" if config.plaintext else "tls"
+        own = f"{config.scheme}://{join_host(config.advertise or config.bind_host, self.port)}"
         with contextlib.suppress(OSError):  # for the line that `token new` prints, which does without
-            self._state.save_address(f"{scheme}://{join_host(config.advertise or config.bind_host, self.port)}")
+            self._state.save_address(config.front if config.behind_proxy else own)
         self.keyring.start()
         self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
         where = join_host(config.bind_host, self.port)
@@ -105,7 +112,7 @@ class Server:
             ports=str(config.ports),
             advertise=config.advertise,
             state=str(config.state),
-            tls=not config.plaintext,
+            tls=context is not None,
             memory=self.bound._asdict(),
         )
 
@@ -148,8 +155,7 @@ class Server:
 
     def on_connected(self, link: Link) -> Core:
         tls: ssl.SSLObject | None = link.transport.get_extra_info("ssl_object")
-        if tls is not None and tls.selected_alpn_protocol() != wire.ALPN:
-            raise ProtocolError(Code.PROTOCOL, f"it does not ask for the protocol {wire.ALPN}")
+        native = not self.config.behind_proxy if tls is None else tls.selected_alpn_protocol() == wire.ALPN
         login = RelayLogin(
             self._state.find,
             self._state.seed,
@@ -164,13 +170,18 @@ class Server:
         )
         tunnel = Tunnel(self, link)
         self._links.add(link)
-        return RelayGreeting(
+        greeting = RelayGreeting(
             link.decoder,
             login,
             link.write,
             lambda auth, theirs: tunnel.admit(login.admitted.key_id, auth, theirs),
             tunnel.begin,
         )
+        if native:
+            return greeting
+        from fastrelay.net.websocket import RelaySide
+
+        return RelaySide(link, lambda: greeting, self.config.websocket_path, proxied=self.config.behind_proxy)
 
     def on_closed(self, link: Link, error: Exception | None) -> None:
         self._links.discard(link)

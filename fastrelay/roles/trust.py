@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import ssl
 
-from fastrelay import log
+from fastrelay import log, wire
 from fastrelay.auth import Token, pin_texts
 from fastrelay.config import ClientConfig
 from fastrelay.errors import PinError, StartError
@@ -24,10 +24,13 @@ class Trust:
         self._config = config
         self._state = state
         self._pins = config.pins if self.token is None else state.pins(self.token)
+        if config.behind_proxy:  # its certificate is the proxy's, which the CAs vouch for
+            self._pins = ()
+        self._alpn = wire.ALPN if config.relay.path is None else wire.ALPN_HTTP
         cert, key = config.client_cert, config.client_key
         self._own = None if cert is None or key is None else (cert, key)
         self._stamp = stamp(self._own or ())
-        self._context = client_context(bool(self._pins), self._own) if config.relay.tls else None
+        self._context = client_context(bool(self._pins), self._own, self._alpn) if config.relay.tls else None
 
     @property
     def key_id(self) -> str:
@@ -40,7 +43,7 @@ class Trust:
         if now != self._stamp:
             self._stamp = now
             try:
-                self._context = client_context(bool(self._pins), self._own)
+                self._context = client_context(bool(self._pins), self._own, self._alpn)
             except StartError as error:
                 log.warning("certificate.not_loaded", f"The client goes on with its former certificate. {error}")
         return self._context
@@ -50,6 +53,11 @@ class Trust:
         if not self._pins or pin_fits(certificate, self._pins):
             return
         url = self._config.relay.url
+        if self._config.relay.path is not None and not self._config.pins:
+            raise PinError(
+                f"The certificate of {url} does not match the token, so nothing was sent: if a proxy such as a CDN ends TLS there, say so with "
+                "--behind-proxy; else it is the wrong relay, one with another key, or somebody in between."
+            )
         if self._config.pins:
             raise PinError(
                 f"The certificate of {url} does not match --pin, so nothing was sent: it is the wrong relay, one with another key, or "

@@ -12,16 +12,28 @@ import secrets
 import ssl
 import time
 from hashlib import sha256
+from typing import Any
 
 from fastrelay import __version__, log, wire
 from fastrelay.auth import ClientLogin
 from fastrelay.config import ClientConfig
-from fastrelay.errors import Code, FastrelayError, LimitError, PinError, ProtocolError, RefusedError, StartError
+from fastrelay.errors import (
+    Code,
+    FastrelayError,
+    HandshakeError,
+    LimitError,
+    PinError,
+    ProtocolError,
+    ProxyError,
+    RefusedError,
+    StartError,
+)
 from fastrelay.mux.greeting import ClientGreeting
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
 from fastrelay.net.backoff import Backoff
 from fastrelay.net.changes import Changes
+from fastrelay.net.connect import connect_through, proxy_for
 from fastrelay.net.link import Core, Link
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import Totals
@@ -51,6 +63,8 @@ class Uplink:
         early = wire.EARLY if config.limits.memory is None else wire.WINDOW_FLOOR
         self._settings = wire.Settings(max_streams=config.limits.streams, early=early)
         self._trust = Trust(config, state)
+        relay = config.relay
+        self._proxy = proxy_for(relay.host, relay.port) if relay.tls else None
         self._state = state
         self._backoff = Backoff()
         self._link: Link | None = None
@@ -96,6 +110,7 @@ class Uplink:
             name=config.name or None,
             key_id=self._trust.key_id,
             relay=config.relay.url,
+            proxy=None if self._proxy is None else str(self._proxy),
             exposures=[str(exposure) for exposure in config.exposures],
             state=str(config.state),
         )
@@ -170,30 +185,40 @@ class Uplink:
 
     async def _connect(self) -> None:
         """One try; returns when the connection has failed or its tunnel has ended."""
-        relay = self.config.relay
         self._over.clear()
         self._lost = None
         self._unheard = False
         try:
             async with asyncio.timeout(_CONNECT_TIME):
-                await self.runtime.loop.create_connection(
-                    lambda: Link(self.runtime, self),
-                    relay.host,
-                    relay.port,
-                    ssl=self._trust.context(),
-                    server_hostname=relay.host if relay.tls else None,
-                    ssl_handshake_timeout=self.config.limits.handshake_time if relay.tls else None,
-                    ssl_shutdown_timeout=wire.GOODBYE_TIME if relay.tls else None,
-                )
+                await self._dial()
         except BaseException as error:
             if self._link is not None:  # uvloop's transport, cancelled here, ends without a word
                 self._link.connection_lost(None)
-            if not isinstance(error, (OSError, ssl.SSLError, TimeoutError)):
+            if not isinstance(error, (OSError, ssl.SSLError, TimeoutError, ProxyError)):
                 raise
             self._lost = error
         else:
             await self._over.wait()
         self._verdict()
+
+    async def _dial(self) -> None:
+        relay = self.config.relay
+        options: dict[str, Any] = {
+            "ssl": self._trust.context(),
+            "server_hostname": relay.host if relay.tls else None,
+            "ssl_handshake_timeout": self.config.limits.handshake_time if relay.tls else None,
+            "ssl_shutdown_timeout": wire.GOODBYE_TIME if relay.tls else None,
+        }
+        connect = self.runtime.loop.create_connection
+        if self._proxy is None:
+            await connect(lambda: Link(self.runtime, self), relay.host, relay.port, **options)
+            return
+        sock = await connect_through(self._proxy, relay.host, relay.port)
+        try:
+            await connect(lambda: Link(self.runtime, self), sock=sock, **options)
+        except BaseException:
+            sock.close()
+            raise
 
     def _verdict(self) -> None:
         """Is it worth trying again?"""
@@ -226,7 +251,7 @@ class Uplink:
         self._link = link
         certificate = link.certificate()
         binding = None
-        if certificate is not None:
+        if certificate is not None and not self.config.behind_proxy:
             binding = sha256(certificate).digest()
             self._trust.check(certificate)
         login = ClientLogin(
@@ -238,11 +263,20 @@ class Uplink:
             self._settings,
             f"fastrelay/{__version__}",
         )
-        greeting = ClientGreeting(
-            link.decoder, login, link.write, lambda welcome, theirs: self._begin(login.pins, welcome, theirs)
-        )
-        greeting.start()
-        return greeting
+
+        def greet() -> Core:
+            greeting = ClientGreeting(
+                link.decoder, login, link.write, lambda welcome, theirs: self._begin(login.pins, welcome, theirs)
+            )
+            greeting.start()
+            return greeting
+
+        relay = self.config.relay
+        if relay.path is None:
+            return greet()
+        from fastrelay.net.websocket import ClientSide
+
+        return ClientSide(link, greet, relay.host, relay.port, relay.path, tls=relay.tls)
 
     def _begin(self, pins: tuple[bytes, ...], welcome: wire.Welcome, theirs: wire.Settings) -> None:
         assert self._link is not None
@@ -340,6 +374,10 @@ class Uplink:
             and (suspicion := self._trust.suspicion())
         ):
             return f"{url} closed the connection without a word: {suspicion}."
+        if isinstance(error, ProxyError):
+            return f"Cannot connect to {url}: {error}."
+        if isinstance(error, HandshakeError):
+            return f"{url} does not take tunnels: {error.text}."
         if isinstance(error, ssl.SSLError):
             return f"{url} does not speak TLS 1.3 as a relay does ({(error.reason or str(error)).replace('_', ' ').lower()})."
         if self._once and (error is None or isinstance(error, ConnectionError)):

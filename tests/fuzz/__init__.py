@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.fuzz.fuzzer import Fuzzer
 
-NAMES = ("config", "decoder", "greeting", "session", "state")
+NAMES = ("config", "decoder", "greeting", "session", "state", "websocket")
 CORPUS = Path(__file__).parent / "corpus"
 
 

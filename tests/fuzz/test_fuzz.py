@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz import CORPUS, NAMES, fuzzer
 from tests.fuzz.fuzzer import Dice, Fuzzer, replay
 
-COUNTS = {"session": 50_000, "state": 600}
+COUNTS = {"session": 50_000, "state": 600, "websocket": 1500}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -30,14 +30,16 @@ DEFAULT_PORTS = range(20_000, 21_000)
 
 
 class Way:
-    """How a relay is run: the tunnel under TLS or plain, on uvloop or on asyncio's own loop."""
+    """How a relay is run: the tunnel under TLS or plain, on uvloop or on asyncio's own loop, and inside a WebSocket or not."""
 
-    def __init__(self, tls: bool, loop: str) -> None:
+    def __init__(self, tls: bool, loop: str, websocket: bool = False) -> None:
         self.tls = tls
         self.loop = loop
+        self.websocket = websocket
 
     def __repr__(self) -> str:
-        return f"{'tls' if self.tls else 'plain'}-{self.loop}"
+        kind = ("wss" if self.tls else "ws") if self.websocket else "tls" if self.tls else "plain"
+        return f"{kind}-{self.loop}"
 
 
 WAYS = [Way(tls, loop) for tls in (True, False) for loop in ("uvloop", "asyncio")]
@@ -220,13 +222,15 @@ class Server(Process):
         self.ports = ports
         if ports != DEFAULT_PORTS:
             options = ("--ports", f"{ports[0]}-{ports[-1]}", *options)
-        plain = () if way.tls else ("--plaintext",)
+        plain = () if way.tls else ("--behind-proxy",) if way.websocket else ("--plaintext",)
         super().__init__(
             fastrelay("server", "--bind", bind, "--state", str(state), "--loop", way.loop, *plain, *options),
             environment(state),
         )
         try:
             self.url = self.line(0)
+            if way.websocket:
+                self.url = self.url.replace("tls://", "wss://")
         except BaseException:
             self.__exit__(AssertionError)
             raise

@@ -1,0 +1,258 @@
+"""Tunnels inside WebSocket: the same promises, a proxy that ends TLS in front, and a proxy on the way out."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import test_half_close, test_reset
+from tests.e2e.test_half_close import KIB, MIB
+from tests.support import need
+from tests.support.certificates import Authority
+from tests.support.connect_proxy import ConnectProxy
+from tests.support.payload import Checker, Keystream
+from tests.support.peers import (
+    Address,
+    background,
+    connect,
+    echoes,
+    free_port,
+    listens,
+    read_to_end,
+    send_and_end,
+    until,
+)
+from tests.support.processes import BEST, Client, Echo, Link, Process, Server, Way, message, once, spec
+
+SIZES = [0, 64 * KIB, 4 * MIB]
+WEB = [Way(tls, loop, websocket=True) for tls in (True, False) for loop in ("uvloop", "asyncio")]
+SECRET = "hunter2"
+
+
+# --- half-close and reset --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    scope="module",
+    params=[way if way.loop == "uvloop" and way.tls else pytest.param(way, marks=pytest.mark.slow) for way in WEB],
+    ids=repr,
+)
+def way(request: pytest.FixtureRequest) -> Way:
+    assert isinstance(request.param, Way)
+    return request.param
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        test_half_close.test_server_close_read,
+        test_half_close.test_server_close_write,
+        test_half_close.test_client_close_read,
+        test_half_close.test_client_close_write,
+    ],
+    ids=lambda case: case.__name__.removeprefix("test_"),
+)
+def test_half_closes(link: Link, case: object, size: int) -> None:
+    assert callable(case)
+    case(link, size)
+
+
+@pytest.mark.parametrize("who", test_reset.FROM)
+@pytest.mark.parametrize("size", SIZES)
+def test_resets(link: Link, who: str, size: int) -> None:
+    test_reset.test_behind_data(link, who, size)
+    test_reset.test_other_end_floods(link, who)
+
+
+def test_both_directions_at_once(link: Link) -> None:
+    test_half_close.test_both_directions_at_once(link)
+
+
+# --- a proxy that ends TLS -------------------------------------------------------------------------------------------------
+
+
+class Nginx(Process):
+    """nginx that ends TLS on loopback, for WebSocket to `relay` alone."""
+
+    def __init__(self, home: Path, relay: Address, authority: Authority) -> None:
+        self.address: Address = ("127.0.0.1", free_port())
+        cert, key = authority.issue("front", host="127.0.0.1")
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = "".join(f"{kind}_temp_path {home}/{kind};\n" for kind in kinds)
+        (home / "nginx.conf").write_text(
+            f"""
+            daemon off; pid {home}/pid; error_log stderr; worker_processes 1;
+            events {{ worker_connections 512; }}
+            http {{
+                access_log off; {temporary}
+                server {{
+                    listen 127.0.0.1:{self.address[1]} ssl;
+                    ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;
+                    location / {{ return 404; }}
+                    location /tunnels {{
+                        proxy_pass http://{relay[0]}:{relay[1]}/fastrelay;
+                        proxy_http_version 1.1;
+                        proxy_set_header Upgrade $http_upgrade;
+                        proxy_set_header Connection upgrade;
+                        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+                    }}
+                }}
+            }}
+            """,
+            encoding="utf-8",
+        )
+        super().__init__([need.program("nginx"), "-p", str(home), "-e", "stderr", "-c", str(home / "nginx.conf")])
+        try:
+            until(lambda: listens(self.address), "nginx listens")
+        except BaseException:
+            self.__exit__(AssertionError)
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self.popen.terminate()  # the master ends its workers; a killed one would not
+        self.wait()
+        super().__exit__(*error)
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str, Path]]:
+    """A relay behind nginx, what clients type, and a file with nginx' CA."""
+    home = tmp_path_factory.mktemp("front")
+    authority = Authority(home / "ca")
+    with Server(home / "server", Way(False, BEST.loop, websocket=True), "--advertise", "127.0.0.1") as server:
+        with Nginx(home, server.address, authority) as nginx:
+            yield server, f"wss://127.0.0.1:{nginx.address[1]}/tunnels", authority.path
+
+
+@pytest.mark.slow
+def test_behind_nginx(front: tuple[Server, str, Path], tmp_path: Path) -> None:
+    """Visitors, a bulk in both directions, and whose the client is; then nginx' own end, which is a lost tunnel."""
+    server, url, trust = front
+    token = server.token()
+    assert len(token.split(".")) == 3, "a relay without a certificate of its own has no pin"
+    with (
+        Echo() as echo,
+        Client(url, token, tmp_path, "--behind-proxy", expose=[spec(echo.target)], name="nginx", trust=trust) as client,
+    ):
+        (address,) = client.addresses()
+        echoes(address)
+        with connect(address) as sock:
+            checker = Checker("nginx")
+            sending = background(send_and_end, sock, Keystream("nginx"), 8 * MIB)
+            read_to_end(sock, checker)
+            sending.result(20)
+            assert checker.received == 8 * MIB
+        assert '"client":"127.0.0.1"' in server.logs("client.connected", "nginx"), "the address is nginx' word"
+
+
+@pytest.mark.slow
+def test_who_does_not_say_that_there_is_a_proxy(front: tuple[Server, str, Path], tmp_path: Path) -> None:
+    server, url, trust = front
+    with Client(url, server.token(), tmp_path / "a", expose=["22"], name="unsaid", trust=trust) as client:
+        assert client.wait() == 3
+        assert "connect with wss:// and --behind-proxy" in client.stderr
+    pinned = f"{server.token()}.{'cHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHA'}"
+    with Client(url, pinned, tmp_path / "b", expose=["22"], name="pinned", trust=trust) as client:
+        assert client.wait() == 3
+        assert "if a proxy such as a CDN ends TLS there, say so with --behind-proxy" in client.stderr
+    with Client(url, server.token(), tmp_path / "c", "--behind-proxy", expose=["22"], name="distrust") as client:
+        assert client.wait() == 3
+        assert "is not trusted here" in client.stderr
+
+
+@pytest.mark.slow
+def test_what_a_proxy_answers(front: tuple[Server, str, Path], tmp_path: Path) -> None:
+    server, url, trust = front
+    wrong = url.replace("/tunnels", "/elsewhere")
+    options = ("--behind-proxy",)
+    with Client(wrong, server.token(), tmp_path, *options, expose=["22"], name="lost", trust=trust) as client:
+        client.logs("tunnel.retry", "it answers 404 Not Found: check the path")
+
+
+# --- a proxy on the way out ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("relay"), BEST) as server:
+        yield server
+
+
+@pytest.mark.parametrize("scheme", [pytest.param("tls", marks=pytest.mark.slow), "wss"])
+def test_out_through_a_proxy(relay: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    """The name is the proxy's to resolve, and its password is told to nobody."""
+    for name in [name for name in os.environ if name.lower() in ("https_proxy", "no_proxy")]:
+        monkeypatch.delenv(name)
+    where = f"relay.test:{relay.address[1]}"
+    audit = tmp_path / "audit"
+    with ConnectProxy({where: relay.address}, credentials=f"user:{SECRET}") as proxy, Echo() as echo:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:{SECRET}@127.0.0.1:{proxy.address[1]}")
+        options = ("--audit", str(audit))
+        with Client(
+            f"{scheme}://{where}", relay.token(), tmp_path / "c", *options, expose=[spec(echo.target)], name=scheme
+        ) as client:
+            line = client.line(0)
+            echoes(("127.0.0.1", int(line.rpartition(":")[2])))
+            assert proxy.requests[0].startswith(f"CONNECT {where} HTTP/1.1\r\n")
+        told = client.stderr + audit.read_text(encoding="utf-8")
+        assert f"127.0.0.1:{proxy.address[1]}" in told and SECRET not in told and "user:" not in told
+
+
+@pytest.mark.slow
+def test_a_proxy_that_says_no(relay: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ConnectProxy(credentials=f"user:{SECRET}") as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with Client(f"wss://relay.test:{relay.address[1]}", relay.token(), tmp_path, expose=["22"]) as client:
+            line = message(client.logs("tunnel.retry", "answers 407"))
+            assert f"the proxy 127.0.0.1:{proxy.address[1]} of HTTPS_PROXY answers 407: put USER:PASSWORD@" in line
+        monkeypatch.setenv("https_proxy", f"https://user:{SECRET}@proxy")
+        done = once("client", "wss://relay.test", "--expose", "22", state=tmp_path / "b", token=relay.token())
+        assert done.returncode == 2 and "HTTPS_PROXY is not understood" in done.stderr and SECRET not in done.stderr
+        monkeypatch.setenv("no_proxy", ".test")
+        asked = len(proxy.requests)
+        with Client("wss://relay.test", relay.token(), tmp_path / "c", expose=["22"]) as client:
+            client.logs("tunnel.retry", "cannot connect to wss://relay.test:443")
+        assert len(proxy.requests) == asked
+
+
+# --- one port for both ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_port_for_both(relay: Server, tmp_path: Path) -> None:
+    """Native and WebSocket tunnels at once; with a pin, and with the binding to the relay's own certificate."""
+    with Echo() as echo:
+        exposed = [spec(echo.target)]
+        inside = relay.url.replace("tls://", "wss://")
+        with (
+            Client(relay.url, relay.token(), tmp_path / "a", expose=exposed, name="native") as native,
+            Client(inside, relay.token(), tmp_path / "b", expose=exposed, name="web") as web,
+            Client(f"{inside}/", relay.token(), tmp_path / "c", expose=exposed, name="path") as path,
+            Client(inside, relay.token(), tmp_path / "d", "--behind-proxy", expose=exposed, name="proxied") as proxied,
+        ):
+            for client in (native, web):
+                for address in client.addresses():
+                    echoes(address)
+            path.logs("tunnel.retry", "it answers 404 Not Found")
+            assert proxied.wait() == 3  # the certificate is nobody's whom the CAs know
+        listed = once("list", inside, state=tmp_path / "e", token=relay.token())
+        assert listed.returncode == 0, listed.stderr
+
+
+@pytest.mark.parametrize("alpn", [["http/1.1"], [], ["h2", "http/1.1"]], ids=str)
+def test_http_at_the_tunnel_port(relay: Server, alpn: list[str]) -> None:
+    """Whoever does not ask for a tunnel is answered in HTTP."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    with context.wrap_socket(connect(relay.address)) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
+        assert sock.recv(1000).startswith(b"HTTP/1.1 404 ")
+    relay.logs("client.refused", "it speaks HTTP, and was answered 404 Not Found")
