@@ -292,6 +292,7 @@ class Expose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = "tcp"
     port: int = 0
     visitors: tuple[str, ...] = ()
+    pool: bool = False
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
@@ -321,6 +322,7 @@ class Exposed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     service: int
     port: int = 0
     visitors: int = 0
+    pool: bool = False
     error: str = ""
     text: str = ""
 

@@ -61,7 +61,7 @@ def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         ),
         (("server",), ("--client-ca", "--require-client-cert")),
         (("server",), ("--proxy-protocol",)),
-        (("client",), ("--proxy-protocol")),
+        (("client",), ("--pool", "--proxy-protocol")),
         (("client",), ("--client-cert", "--client-key", "--pin")),
         (("token", "new"), ("--client-cert", "--no-token")),
         (("key",), ("prepare", "show", "switch")),
@@ -229,6 +229,7 @@ def test_readme_shows_what_can_be_typed(
         (("server", "--audit", "-"), "stderr"),
         (("server", "--proxy-protocol", "10.0.0.1/8"), "10.0.0.0/8"),
         (("server", "--proxy-protocol", "v2"), "'v2' is not a network"),
+        (("client", "relay.example", "--expose", "web=80", "--pool", "ssh", "--token", SECRET), "use one of web"),
         (("client", "relay.example", "--expose", "22", "--proxy-protocol", "v3", "--token", SECRET), "write v1 or v2"),
         (
             ("client", "relay.example", "--expose", "22", "--proxy-protocol", "web=v2", "--token", SECRET),
@@ -311,21 +312,22 @@ def test_who_may_visit(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "versions"),
+    ("arguments", "environment", "pools", "versions"),
     [
-        ([], {}, [0, 0]),
-        (["--proxy-protocol", "v2"], {}, [2, 2]),
-        (["--proxy-protocol", "v2", "--proxy-protocol", "ssh=off"], {}, [0, 2]),
-        (["--proxy-protocol", "web=v1"], {}, [0, 1]),
-        ([], {"FASTRELAY_CLIENT_PROXY_PROTOCOL": "v1 web=v2"}, [1, 2]),
+        ([], {}, [], [0, 0]),
+        (["--pool", "web", "--proxy-protocol", "v2"], {}, ["web"], [2, 2]),
+        (["--pool", "web,ssh", "--proxy-protocol", "v2", "--proxy-protocol", "ssh=off"], {}, ["ssh", "web"], [0, 2]),
+        (["--pool", "web", "--pool", "ssh", "--proxy-protocol", "web=v1"], {}, ["ssh", "web"], [0, 1]),
+        ([], {"FASTRELAY_CLIENT_POOL": "ssh", "FASTRELAY_CLIENT_PROXY_PROTOCOL": "v1 web=v2"}, ["ssh"], [1, 2]),
     ],
 )
-def test_what_targets_are_told(
-    ran: list[ClientConfig], arguments: list[str], environment: dict[str, str], versions: list[int]
+def test_what_is_shared_and_told(
+    ran: list[ClientConfig], arguments: list[str], environment: dict[str, str], pools: list[str], versions: list[int]
 ) -> None:
     words = ["client", "relay.example", "--expose", "ssh=22", "--expose", "web=80", "--token", SECRET]
     result = CliRunner().invoke(cli, [*words, "--loop", "asyncio", *arguments], env=environment)
     assert result.exit_code == 0, result.output
+    assert [exposure.name for exposure in ran[0].exposures if exposure.pool] == pools
     assert [exposure.proxy for exposure in ran[0].exposures] == versions
 
 

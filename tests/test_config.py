@@ -20,6 +20,7 @@ from fastrelay.config import (
     Relay,
     ServerConfig,
     Target,
+    assign_pools,
     assign_proxy,
     host_name,
     is_loopback,
@@ -557,8 +558,9 @@ def test_client_config_refused() -> None:
 
 @given(st.lists(near, max_size=4), st.lists(names, max_size=3, unique=True))
 def test_any_option_of_services_is_understood_or_refused(specs: list[str], services: list[str]) -> None:
-    with contextlib.suppress(UsageError):
-        assert set(assign_proxy(specs, services)) == set(services)
+    for assign in (assign_proxy, assign_pools):
+        with contextlib.suppress(UsageError):
+            assert set(assign(specs, services)) <= set(services)
 
 
 def test_the_version_of_the_proxy_protocol() -> None:
@@ -568,3 +570,8 @@ def test_the_version_of_the_proxy_protocol() -> None:
     refused(lambda: assign_proxy(["V2"], ["ssh"]), "write v1 or v2, or for one service web=v2")
     refused(lambda: assign_proxy(["web=v2"], ["ssh"]), "'web', which is not exposed: use one of ssh")
     refused(lambda: Exposure("web", 0, Target("localhost", 22), proxy=3), "version 3")
+
+
+def test_pools() -> None:
+    assert assign_pools(["ssh, web", "web"], ["ssh", "web", "db"]) == {"ssh", "web"}
+    refused(lambda: assign_pools([""], ["ssh"]), "''")

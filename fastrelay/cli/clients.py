@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     help="Networks that may visit the service NAME, or every service that has none of its own; everybody may if there are none. May be repeated.",
 )
 @click.option(
+    "--pool",
+    metavar="NAME[,NAME…]",
+    multiple=True,
+    show_envvar=True,
+    help="Share the service NAME with other clients of the same token: a visitor goes to the least loaded of them. May be repeated.",
+)
+@click.option(
     "--proxy-protocol",
     metavar="[NAME=]v1|v2|off",
     multiple=True,
@@ -50,6 +57,7 @@ def client(
     relay: str,
     expose: tuple[str, ...],
     visitors: tuple[str, ...],
+    pool: tuple[str, ...],
     proxy_protocol: tuple[str, ...],
     name: str | None,
     credentials: Credentials,
@@ -64,7 +72,7 @@ def client(
     from dataclasses import replace
 
     from fastrelay.app import run_client
-    from fastrelay.config import assign_proxy, host_name, parse_expose
+    from fastrelay.config import assign_pools, assign_proxy, host_name, parse_expose
     from fastrelay.limits import Side, parse_limits
     from fastrelay.networks import assign
 
@@ -73,12 +81,18 @@ def client(
     exposures = [parse_expose(spec) for spec in expose]
     services = [exposure.name for exposure in exposures]
     listed = assign(visitors, services)
+    shared = assign_pools(pool, services)
     versions = assign_proxy(proxy_protocol, services)
     config = credentials.config(
         relay,
         host_name(socket.gethostname()) if name is None else name,
         tuple(
-            replace(exposure, visitors=listed.get(exposure.name), proxy=versions[exposure.name])
+            replace(
+                exposure,
+                visitors=listed.get(exposure.name),
+                pool=exposure.name in shared,
+                proxy=versions[exposure.name],
+            )
             for exposure in exposures
         ),
         parse_limits(limit, Side.CLIENT),

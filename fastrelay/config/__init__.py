@@ -7,6 +7,7 @@ UsageError, a sentence that quotes the text and shows a right one, and nothing e
 from fastrelay.config.client import ClientConfig as ClientConfig
 from fastrelay.config.exposures import Exposure as Exposure
 from fastrelay.config.exposures import Target as Target
+from fastrelay.config.exposures import assign_pools as assign_pools
 from fastrelay.config.exposures import assign_proxy as assign_proxy
 from fastrelay.config.exposures import check_service as check_service
 from fastrelay.config.exposures import parse_expose as parse_expose

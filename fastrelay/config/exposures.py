@@ -56,13 +56,15 @@ class Target:
 @dataclass(frozen=True)
 class Exposure:
     """A service by `name`, the public `port` it asks for (0 is any), the target behind it, who may visit, None for everybody, and its `kind`
-    (protocol.md section 5). `proxy` is the version of the PROXY header that its target is given first, 0 for none.
+    (protocol.md section 5). With `pool` it is shared with other clients; `proxy` is the version of the PROXY header that its target is
+    given first, 0 for none.
     """
 
     name: str
     port: int
     target: Target
     visitors: Networks | None = None
+    pool: bool = False
     proxy: int = 0
     kind: str = "tcp"
 
@@ -176,6 +178,14 @@ def assign_proxy(specs: Iterable[str], services: Sequence[str]) -> dict[str, int
             )
         versions[name] = PROXY_VERSIONS[version]
     return {service: versions.get(service, versions[""]) for service in services}
+
+
+def assign_pools(names: Iterable[str], services: Sequence[str]) -> set[str]:
+    """Those of `services` that are shared with other clients, from NAME[,NAME…] each. Raises UsageError."""
+    pools = {name.strip() for text in names for name in text.split(",")}
+    for name in sorted(pools):
+        _check_exposed(name, services, f"The pool {name!r} is")
+    return pools
 
 
 def _check_exposed(name: str, services: Sequence[str], what: str) -> None:

@@ -62,7 +62,12 @@ class Client(Uplink):
             visitors = exposure.visitors.texts if exposure.visitors is not None else ()
             session.expose(
                 wire.Expose(
-                    service=number, name=exposure.name, kind=exposure.kind, port=exposure.port, visitors=visitors
+                    service=number,
+                    name=exposure.name,
+                    kind=exposure.kind,
+                    port=exposure.port,
+                    visitors=visitors,
+                    pool=exposure.pool,
                 )
             )
 
@@ -165,7 +170,8 @@ class Client(Uplink):
         public = exposure.url(*where)
         log.info(
             "tunnel.ready",
-            f"{public}  →  {exposure.target}{f', for visitors from {exposure.visitors} only' if exposure.visitors else ''}",
+            f"{public}  →  {exposure.target}{f', for visitors from {exposure.visitors} only' if exposure.visitors else ''}"
+            f"{', shared with other clients' if exposure.pool else ''}",
             service=exposure.name,
             public=public,
             local=str(exposure.target),
@@ -183,5 +189,10 @@ def _refusal(exposure: Exposure, answer: wire.Exposed) -> str:
         return (
             "it has not confirmed that it keeps others than --visitors out, so it must be older than this client; upgrade the relay, or "
             "leave --visitors out and let everybody in"
+        )
+    if exposure.pool and not answer.pool:
+        return (
+            "it has not confirmed that the service is shared with other clients, so it must be older than this client; upgrade the relay, "
+            "or leave --pool out"
         )
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastrelay.errors import Code
 from fastrelay.policy import OWN, Key, Refusal
+from fastrelay.roles.pools import Pool
 from fastrelay.roles.registry import Registry
 from fastrelay.roles.services import Service
 from fastrelay.roles.tunnel import Tunnel
@@ -15,19 +16,20 @@ class Directory:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._services: dict[str, Service] = {}
+        self._services: dict[str, Service | Pool] = {}
 
-    def add(self, service: Service) -> None:
+    def add(self, service: Service | Pool) -> None:
         self._services[service.name] = service
 
-    def remove(self, service: Service) -> None:
+    def remove(self, service: Service | Pool) -> None:
         """May be called again, and for a service whose name has another one by now."""
         if self._services.get(service.name) is service:
             del self._services[service.name]
 
     def service(self, name: str) -> Service | Code:
-        """The service of this name, AWAY where its client is not here, or NO_SERVICE."""
-        service = self._services.get(name)
+        """The service of this name, AWAY where its client is not here, or NO_SERVICE. Of a pool it is that of the client whose turn it is."""
+        found = self._services.get(name)
+        service = None if found is None else found.take()
         if service is not None:
             return service
         return Code.AWAY if self._registry.owner(name)[0] else Code.NO_SERVICE
@@ -52,7 +54,8 @@ class Directory:
         for name, client, seen in self._registry.named():
             if self.refusal(key, name) is None:
                 here = self._services.get(name)
-                since = seen if here is None else here.since
-                kind = "private" if here is None else here.kind
-                found.append(Listing(name=name, kind=kind, client=client, since=int(since), here=here is not None))
+                found += [
+                    Listing(name=name, kind=part.kind, client=part.tunnel.name, since=int(part.since), here=True)
+                    for part in ([] if here is None else here.parts())
+                ] or [Listing(name=name, kind="private", client=client, since=int(seen), here=False)]
         return found

@@ -1,5 +1,7 @@
 """Who has which name, public ports and private services (protocol.md sections 4.4 and 5). Pure: time is an argument, answers are decisions.
 
+A pool (section 5.2) is in it like a client, under a name that no client can have.
+
 Invariants: a name, a port and a private service have at most one owner; what is reserved for somebody who is away is given to nobody else.
 """
 
@@ -97,17 +99,29 @@ class Registry:
             self._left(name)
 
     def _left(self, name: str) -> None:
+        label, pool, _ = name.partition("/")
         if self._reserved[name].ports or self._reserved[name].named:
+            if pool:
+                self._keep_few(f"{label}/")
+            return
+        if pool:
+            del self._reserved[name]
             return
         self._idle[name] = None
         if len(self._idle) > _MOST_IDLE:
             oldest = next(iter(self._idle))
             del self._idle[oldest], self._reserved[oldest]
 
+    def _keep_few(self, pools: str) -> None:
+        """Of the pools of a token the last MAX_SERVICES that were left are kept: no session bounds how many there can be."""
+        away = [name for name in self._reserved if name.startswith(pools) and name not in self._here]
+        if len(away) > MAX_SERVICES:
+            self._forget(min(away, key=lambda name: self._reserved[name].seen))
+
     # --- ports ---------------------------------------------------------------------------------------------------------
 
-    def offer(self, name: str, service: str, wanted: int, allowed: Allowed, now: float) -> Offer:
-        """The ports that this name may have for this service, of those that its token gives.
+    def offer(self, name: str, service: str, wanted: int, allowed: Allowed, now: float, also: str = "") -> Offer:
+        """The ports that this name may have for this service, of those that its token gives; those of the name `also` may move to it.
 
         `wanted` 0 is any: the one it had, then the next free ones.
         """
@@ -116,20 +130,21 @@ class Registry:
             if refusal := allowed.refusal(wanted):
                 return Offer((), "not-granted", refusal.text, refusal.rule)
             owner = self._owner.get(wanted)
-            if owner is None or owner == name:  # one's own moves from a service that is no longer exposed
+            if owner is None or owner in (name, also):  # one's own moves from a service that is no longer exposed
                 return Offer((wanted,))
             if owner in self._here:
                 return Offer(
-                    (), "port-taken", f"port {wanted} is in use by the client {owner!r}; ask for another, or for any"
+                    (), "port-taken", f"port {wanted} is in use by {_title(owner)}; ask for another, or for any"
                 )
             return Offer(
                 (),
                 "port-reserved",
-                f"port {wanted} is reserved for the client {owner!r}, which is away; ask for another, or for any",
+                f"port {wanted} is reserved for {_title(owner)}, which is away; ask for another, or for any",
             )
         free = (port for port in allowed if port not in self._owner)
-        had = self._reserved[name].ports.get(service, 0)
-        first = had if self._owner.get(had) == name and not allowed.refusal(had) else next(free, None)
+        kept = self._reserved.get(also)
+        had = self._reserved[name].ports.get(service, 0) or (0 if kept is None else kept.ports.get(service, 0))
+        first = had if self._owner.get(had) in (name, also) and not allowed.refusal(had) else next(free, None)
         if first is not None:
             return Offer(chain((first,), free))
         if next(iter(allowed), None) is None:
@@ -139,6 +154,11 @@ class Registry:
 
     def grant(self, name: str, service: str, port: int) -> None:
         """The port is bound: it belongs to this service of this name from now on. Of a name the last MAX_SERVICES ports are kept."""
+        former = self._owner.get(port, name)
+        if former != name:
+            kept = self._reserved[former]
+            rest = {other: its for other, its in kept.ports.items() if its != port}
+            self._reserved[former] = replace(kept, ports=rest)
         reservation = self._reserved[name]
         before = reservation.ports.get(service)
         if before is not None and before != port:
@@ -151,26 +171,31 @@ class Registry:
 
     # --- private services ----------------------------------------------------------------------------------------------
 
-    def offer_name(self, name: str, service: str, now: float) -> Offer:
-        """Whether this client may have a private service of this name: an offer without an error is a yes, and has no ports."""
+    def offer_name(self, name: str, service: str, now: float, also: str = "") -> Offer:
+        """Whether this client may have a private service of this name, which may move to it from the client `also`: an offer without an error is
+        a yes, and has no ports.
+        """
         self._expire(now)
         owner = self._named.get(service)
-        if owner == name:
+        if owner is not None and owner in (name, also):
             return Offer(())
         if owner is None:
             if len(self._named) < _MOST_NAMED:
                 return Offer(())
             return Offer((), "limit", f"{_MOST_NAMED} names of private services are kept, as many as may be")
         if owner in self._here:
-            return Offer((), "name-taken", f"the client {owner!r} has a private service {service!r}; use another name")
+            return Offer((), "name-taken", f"{_title(owner)} has a private service {service!r}; use another name")
         return Offer(
-            (),
-            "name-reserved",
-            f"the name {service!r} is reserved for the client {owner!r}, which is away; use another",
+            (), "name-reserved", f"the name {service!r} is reserved for {_title(owner)}, which is away; use another"
         )
 
     def grant_name(self, name: str, service: str, label: str) -> None:
         """The service belongs to this client from now on, who came with the token `label`. Of a name the last MAX_SERVICES are kept."""
+        former = self._named.get(service, name)
+        if former != name:
+            had = self._reserved[former]
+            rest = {other: its for other, its in had.named.items() if other != service}
+            self._reserved[former] = replace(had, named=rest)
         reservation = self._reserved[name]
         named = {other: kept for other, kept in reservation.named.items() if other != service}
         if len(named) >= MAX_SERVICES:  # not one of this session, which has fewer services
@@ -185,8 +210,11 @@ class Registry:
         return ("", "") if name is None else (name, self._reserved[name].named[service])
 
     def named(self) -> list[tuple[str, str, float]]:
-        """Every private service with its client, and when that was seen last; by name."""
-        return [(service, name, self._reserved[name].seen) for service, name in sorted(self._named.items())]
+        """Every private service with its client, "" if it is a pool's, and when that was seen last; by name."""
+        return [
+            (service, "" if "/" in name else name, self._reserved[name].seen)
+            for service, name in sorted(self._named.items())
+        ]
 
     # --- what is kept --------------------------------------------------------------------------------------------------
 
@@ -202,10 +230,23 @@ class Registry:
     def _expire(self, now: float) -> None:
         for name, kept in list(self._reserved.items()):
             if name not in self._here and now - kept.seen > self._reserved_time:
-                del self._reserved[name]
                 self._idle.pop(name, None)
                 self._forgotten.append(name)
-                for port in kept.ports.values():
-                    self._owner.pop(port, None)
-                for service in kept.named:
-                    self._named.pop(service, None)
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        kept = self._reserved.pop(name)
+        for port in kept.ports.values():
+            self._owner.pop(port, None)
+        for service in kept.named:
+            self._named.pop(service, None)
+
+
+def pool_owner(label: str, name: str) -> str:
+    """What owns the port or the name of a pool: no client can be called so."""
+    return f"{label}/{name}"
+
+
+def _title(owner: str) -> str:
+    _, pool, name = owner.partition("/")
+    return f"the pool {name!r}" if pool else f"the client {owner!r}"

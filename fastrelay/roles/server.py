@@ -28,6 +28,7 @@ from fastrelay.net.tls import Identity, shown_key
 from fastrelay.policy import Key
 from fastrelay.roles.directory import Directory
 from fastrelay.roles.keyring import Keyring
+from fastrelay.roles.pools import Pool
 from fastrelay.roles.refusals import Refusals, why
 from fastrelay.roles.registry import Registry
 from fastrelay.roles.tunnel import Tunnel
@@ -48,6 +49,7 @@ class Server:
         self._shown: Shown | None = _shown(config, state) if config.scheme == "tls" else None
         self.registry = Registry(state.reservations(), config.limits.reserved_time)
         self.directory = Directory(self.registry)
+        self.pools: dict[str, Pool] = {}  # by their owners
         self.port = 0  # for tunnels; once started
         self._state = state
         self._door: TunnelDoor | None = None
@@ -226,6 +228,13 @@ class Server:
         self._clients[tunnel.key.key_id] += 1
         if self._door is not None:
             self._door.admitted(link)
+        self.save_soon()
+
+    def pool_ended(self, pool: Pool) -> None:
+        """The last of its clients has gone: what it had is reserved."""
+        del self.pools[pool.owner]
+        self.directory.remove(pool)
+        self.registry.release(pool.owner, pool, time.time())
         self.save_soon()
 
     # --- reservations --------------------------------------------------------------------------------------------------

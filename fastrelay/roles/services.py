@@ -38,6 +38,11 @@ class Service:
         self.port = 0
         self._notices = notices
 
+    @property
+    def title(self) -> str:
+        """For sentences."""
+        return f"{self.name} of {self.tunnel.name}"
+
     def close(self) -> None:
         """Nobody comes in any more; those who are here go on."""
 
@@ -47,14 +52,18 @@ class Service:
 
     def deny(self, visitor: str) -> None:
         """Tell of a visitor that was refused because it is not in the list."""
-        tunnel, who = self.tunnel, self.who(visitor)
-        self._notices.say(
-            f"visitors of {self.name} of {tunnel.name}",
-            "visitor.denied",
-            f"Refused visitor {visitor} of {self.name} of {tunnel.name}: it is not in the list of visitors.",
-            **who,
-            rule="visitors",
-        )
+        tell_denied(self._notices, self.title, self.who(visitor))
+
+    def failed(self) -> None:
+        """A visitor was not taken."""
+
+    def take(self) -> Service | None:
+        """Who serves the next visitor."""
+        return self
+
+    def parts(self) -> list[Service]:
+        """All who serve it."""
+        return [self]
 
     def who(self, visitor: str) -> dict[str, object]:
         """A visitor, for events."""
@@ -65,3 +74,14 @@ class Service:
             "port": self.port or None,
             "visitor": visitor,
         }
+
+
+def tell_denied(notices: Notices, title: str, who: dict[str, object]) -> None:
+    """Of a visitor who is not in the list of a service."""
+    notices.say(
+        f"visitors of {title}",
+        "visitor.denied",
+        f"Refused visitor {who['visitor']} of {title}: it is not in the list of visitors.",
+        **who,
+        rule="visitors",
+    )

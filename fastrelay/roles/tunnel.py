@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import secrets
+import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,7 +21,9 @@ from fastrelay.net.listen import listen
 from fastrelay.net.telling import Totals
 from fastrelay.networks import Networks
 from fastrelay.policy import Key
+from fastrelay.roles.pools import Pool
 from fastrelay.roles.refusals import explain, why
+from fastrelay.roles.registry import Offer, pool_owner
 from fastrelay.roles.services import Service
 from fastrelay.roles.visitors import PublicPort
 from fastrelay.roles.visits import Visit
@@ -124,15 +128,18 @@ class Tunnel:
         self.session.exposed(answer)
         if not answer.error:
             where = f"of port {answer.port}" if answer.port else f"who ask for {request.name}"
+            pool = self._server.pools.get(pool_owner(self.key.label, request.name)) if answer.pool else None
+            clients = None if pool is None else len(pool.ring)
             log.info(
                 "service.ready",
                 f"Visitors {where}{' from ' if request.visitors else ''}{', '.join(request.visitors)} "
-                f"reach {request.name} of {self.name}.",
+                f"reach {request.name} of {self.name}{f', one of {clients}' if clients else ''}.",
                 **self._who(),
                 service=request.name,
                 kind=request.kind,
                 port=answer.port or None,
                 visitors=request.visitors,
+                clients=clients,
             )
         else:
             log.warning(
@@ -180,10 +187,7 @@ class Tunnel:
 
     def _expose(self, request: wire.Expose) -> tuple[wire.Exposed, str]:
         """The answer, and the rule of the token that said no, "" for others."""
-
-        def refused(error: str, text: str, rule: str = "") -> tuple[wire.Exposed, str]:
-            return wire.Exposed(service=request.service, error=error, text=text), rule
-
+        refused = partial(_no, request)
         if not self.name:
             return refused("bad-request", "a client without a name serves nothing")
         if not (NAME.fullmatch(request.name) and 0 < request.service < 1 << 32 and request.kind in KINDS):
@@ -206,6 +210,8 @@ class Tunnel:
                 "bad-request", f"the visitors are not 1 to {wire.MAX_NETWORKS} networks in the form 192.0.2.0/24"
             )
         now = time.time()
+        if request.pool:
+            return self._join_pool(request, visitors, now)
         if request.kind != "tcp":
             offer = server.registry.offer_name(self.name, request.name, now)
             if offer.error:
@@ -216,32 +222,74 @@ class Tunnel:
             self.services[request.service] = named
             server.directory.add(named)
             return wire.Exposed(service=request.service, visitors=len(request.visitors)), ""
+        sock = self._open_port(request, self.name, now)
+        if isinstance(sock, Offer):
+            return refused(sock.error, sock.text, sock.rule)
+        balancers = server.config.balancers
+        service = PublicPort(self, request.service, request.name, now, server.runtime, sock, visitors, balancers)
+        self.services[request.service] = service
+        service.door.open()
+        return wire.Exposed(service=request.service, port=service.port, visitors=len(request.visitors)), ""
+
+    def _open_port(self, request: wire.Expose, owner: str, now: float) -> socket.socket | Offer:
+        """Listen on a port that belongs to `owner` from now on, this client or a pool of its; or the offer that says why not."""
+        server = self._server
         allowed = self.key.ports(server.config.ports, server.port)
-        offer = server.registry.offer(self.name, request.name, request.port, allowed, now)
+        offer = server.registry.offer(owner, request.name, request.port, allowed, now, self.name)
         if offer.error:
-            return refused(offer.error, offer.text, offer.rule)
+            return offer
         if request.port and request.port in [service.port for service in self.services.values()]:
-            return refused("port-taken", f"port {request.port} is this client's own, for another service")
+            return Offer((), "port-taken", f"port {request.port} is this client's own, for another service")
         for port in offer.ports:
             try:
                 sock = listen(server.config.bind_host, port)
             except OSError as error:
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    return refused("port-taken", f"port {port} cannot be opened: {why(error)}")
+                    return Offer((), "port-taken", f"port {port} cannot be opened: {why(error)}")
                 continue
-            server.registry.grant(self.name, request.name, port)
+            server.registry.grant(owner, request.name, port)
             server.save_soon()
-            balancers = server.config.balancers
-            service = PublicPort(self, request.service, request.name, now, server.runtime, sock, visitors, balancers)
-            self.services[request.service] = service
-            service.door.open()
-            return wire.Exposed(service=request.service, port=port, visitors=len(request.visitors)), ""
+            return sock
         if request.port:
-            return refused(
-                "port-taken",
-                f"port {request.port} is in use by another program on the relay; ask for another, or for any",
-            )
-        return refused("no-port", f"no port of {allowed} is free; stop what uses one, or use a token with more")
+            text = f"port {request.port} is in use by another program on the relay; ask for another, or for any"
+            return Offer((), "port-taken", text)
+        return Offer((), "no-port", f"no port of {allowed} is free; stop what uses one, or use a token with more")
+
+    def _join_pool(self, request: wire.Expose, visitors: Networks | None, now: float) -> tuple[wire.Exposed, str]:
+        """This client is one of those that serve it (protocol.md section 5.2); the first of them makes the pool."""
+        refused = partial(_no, request)
+        server = self._server
+        owner = pool_owner(self.key.label, request.name)
+        pool = server.pools.get(owner)
+        if pool is None:
+            pool = Pool(server.runtime, self.key.label, request, visitors, server.pool_ended)
+            server.registry.claim(owner, "", pool, now)
+            if refusal := self._open_pool(pool, request, now):
+                server.registry.release(owner, pool, now)
+                return refused(refusal.error, refusal.text, refusal.rule)
+            server.pools[owner] = pool
+        elif differs := pool.differs(request, visitors):
+            return refused("pool-differs", differs)
+        self.services[request.service] = pool.join(self, request.service, now)
+        count = len(request.visitors)
+        return wire.Exposed(service=request.service, port=pool.port, visitors=count, pool=True), ""
+
+    def _open_pool(self, pool: Pool, request: wire.Expose, now: float) -> Offer | None:
+        """Why there can be no pool of this name or with this port."""
+        server = self._server
+        if request.kind == "tcp":
+            sock = self._open_port(request, pool.owner, now)
+            if isinstance(sock, Offer):
+                return sock
+            pool.open(sock, server.config.balancers)
+            return None
+        offer = server.registry.offer_name(pool.owner, request.name, now, self.name)
+        if offer.error:
+            return offer
+        server.registry.grant_name(pool.owner, request.name, self.key.label)
+        server.save_soon()
+        server.directory.add(pool)
+        return None
 
     def withdraw(self) -> None:
         """Nothing is served any more: visitors are refused from now on."""
@@ -315,3 +363,7 @@ class Tunnel:
             "session": self.label,
             "client": self.link.peer,
         }
+
+
+def _no(request: wire.Expose, error: str, text: str, rule: str = "") -> tuple[wire.Exposed, str]:
+    return wire.Exposed(service=request.service, error=error, text=text), rule

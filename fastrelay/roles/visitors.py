@@ -15,7 +15,7 @@ from fastrelay.net.door import VisitorDoor
 from fastrelay.net.edge import Edge
 from fastrelay.net.link import address
 from fastrelay.net.runtime import Runtime
-from fastrelay.net.telling import TellingEdge
+from fastrelay.net.telling import TellingEdge, Totals
 from fastrelay.networks import Networks
 from fastrelay.roles.services import Service
 
@@ -94,27 +94,28 @@ class ListedVisitor(Visitor):
             service.deny(address(peer))
 
 
-class AuditedVisitor(TellingEdge, Visitor):
-    """A visitor of whom the audit log is told."""
+class ToldVisitor(TellingEdge):
+    """A visitor of whom the audit log is told, as whom `introduce` says."""
 
     near, far = "visitor-reset", "target-reset"
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        service = self._service
-        visitor = address(transport.get_extra_info("peername"))
-        self._text = f"visitor {visitor} of {service.name} of {service.tunnel.name}"
-        self.who = service.who(visitor)
-        super().connection_made(transport)
+    who: dict[str, object]
+    _totals: Totals
+
+    def introduce(self, title: str, who: dict[str, object], totals: Totals) -> None:
+        self._text = f"visitor {who['visitor']} of {title}"
+        self.who = who
+        self._totals = totals
 
     def turn_away(self, cause: str) -> None:
         log.note("visitor.refused", f"Refused {self._text}: {cause}.", **self.who, cause=cause)
-        super().turn_away(cause)
+        self.refuse()
 
     def on_joined(self, stream: Stream) -> None:
         log.note("visitor.opened", f"Accepted {self._text}.", **self.who, stream=stream.id)
 
     def on_parted(self, stream: Stream, cause: str, seconds: float) -> None:
-        self._service.tunnel.totals.add(stream.sent, stream.received)
+        self._totals.add(stream.sent, stream.received)
         log.note(
             "visitor.closed",
             f"Closed {self._text}: {cause}.",
@@ -125,6 +126,16 @@ class AuditedVisitor(TellingEdge, Visitor):
             seconds=round(seconds, 6),
             cause=cause,
         )
+
+
+class AuditedVisitor(ToldVisitor, Visitor):
+    """A visitor of whom the audit log is told."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        service = self._service
+        who = service.who(address(transport.get_extra_info("peername")))
+        self.introduce(service.title, who, service.tunnel.totals)
+        super().connection_made(transport)
 
 
 class AuditedListedVisitor(AuditedVisitor, ListedVisitor):

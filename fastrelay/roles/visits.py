@@ -23,7 +23,18 @@ class Visit:
     `stream` is what `caller` has opened, `there` what the relay opens to the service.
     """
 
-    __slots__ = ("_caller", "_runtime", "_serving", "_since", "_stream", "_there", "_timer", "_title", "who")
+    __slots__ = (
+        "_caller",
+        "_runtime",
+        "_service",
+        "_serving",
+        "_since",
+        "_stream",
+        "_there",
+        "_timer",
+        "_title",
+        "who",
+    )
 
     @classmethod
     def begin(cls, runtime: Runtime, caller: Tunnel, stream: Stream, service: Service) -> bool:
@@ -41,6 +52,7 @@ class Visit:
     def __init__(self, runtime: Runtime, caller: Tunnel, stream: Stream, service: Service, there: Stream) -> None:
         self._runtime = runtime
         self._caller = caller
+        self._service: Service | None = service  # until it has accepted
         self._serving = service.tunnel
         self._stream = stream
         self._there = there
@@ -68,9 +80,12 @@ class Visit:
 
     def on_accept(self) -> None:
         self._timer.cancel()
+        self._service = None
 
     def on_over(self, first: Stream | None, code: Code | None) -> None:
         self._timer.cancel()
+        if self._service is not None and first is self._there:
+            self._service.failed()
         self._runtime.edge_gone()
         if not log.audited():
             return

@@ -473,6 +473,29 @@ def test_a_relay_that_does_not_confirm_the_visitors(run: Run, tmp_path: Path, tr
     assert not trap.dialled
 
 
+@pytest.mark.parametrize("confirms", [True, False])
+def test_a_relay_that_knows_of_pools_or_does_not(run: Run, tmp_path: Path, trap: Trap, confirms: bool) -> None:
+    async def main() -> None:
+        asked: list[bool] = []
+
+        def answer(request: wire.Expose) -> wire.Exposed:
+            asked.append(request.pool)
+            return wire.Exposed(service=1, port=20_001, pool=confirms)
+
+        shared = Exposure("web", 0, Target(LOCALHOST, trap.port), pool=True)
+        async with client(tmp_path / "c", shared) as bench:
+            bench.relay.answer = answer
+            if confirms:
+                await until(lambda: bench.reached, "it is reachable")
+            else:
+                told = await bench.verdict()
+                assert "shared with other clients" in told and "leave --pool out" in told and not bench.reached
+        assert asked == [True]
+
+    run(main())
+    assert not trap.dialled
+
+
 def test_a_relay_that_is_older_after_a_restart(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, trap: Trap
 ) -> None:

@@ -10,7 +10,7 @@ from fastrelay.config import PortRange
 from fastrelay.errors import Code, ProtocolError
 from fastrelay.policy import Allowed, Ports
 from fastrelay.roles import registry as registry_module
-from fastrelay.roles.registry import Registry
+from fastrelay.roles.registry import Registry, pool_owner
 from fastrelay.state import Reservation
 from fastrelay.wire import MAX_SERVICES, RESERVED_TIME
 
@@ -256,3 +256,84 @@ def test_nobody_ever_has_what_is_anothers(script: list[tuple[str, ...]]) -> None
         given_out = [port for kept_ in reg.reservations(now).values() for port in kept_.ports.values()]
         assert len(given_out) == len(set(given_out)), "a port has one owner"
         assert set(reg._owner) == set(given_out)
+
+
+# --- pools ------------------------------------------------------------------------------------------------------------------
+
+WEB = pool_owner("first", "web")
+
+
+def pool(reg: Registry, owner: str, now: float = 0.0, also: str = "", wanted: int = 0) -> tuple[object, int]:
+    """A pool that has its port, and whose last client has not gone."""
+    held = object()
+    reg.claim(owner, "", held, now)
+    offer = reg.offer(owner, owner.partition("/")[2], wanted, ALL, now, also)
+    assert not offer.error, offer
+    port = next(iter(offer.ports))
+    reg.grant(owner, owner.partition("/")[2], port)
+    return held, port
+
+
+def test_a_pool_is_kept_like_a_client() -> None:
+    reg = registry()
+    claim(reg, "other")
+    held, port = pool(reg, WEB)
+    assert offered(reg, "other", "s", port) == "port-taken"
+    reg.release(WEB, held, DAY)
+    assert offered(reg, "other", "s", port, DAY) == "port-reserved"
+    again = Registry(reg.reservations(DAY))
+    claim(again, "other", now=DAY)
+    refused = again.offer("other", "s", port, ALL, 2 * DAY)
+    assert refused.error == "port-reserved" and "the pool 'web'" in refused.text
+    assert pool(again, WEB, 2 * DAY)[1] == port
+    assert offered(reg, "other", "s", port, 2 * DAY + 1) == [port]
+    assert reg.forgotten() == [WEB]
+
+
+def test_what_a_client_has_may_become_the_pools() -> None:
+    reg = registry()
+    claim(reg, "home")
+    claim(reg, "other")
+    mine, others = grant(reg, "home", "web"), grant(reg, "other", "web")
+    assert reg.offer(WEB, "x", others, ALL, 0.0, "home").error == "port-taken"
+    reg.claim(WEB, "", object(), 0.0)
+    assert reg.offer(WEB, "web", others, ALL, 0.0, "home").error == "port-taken"
+    assert next(iter(reg.offer(WEB, "web", 0, ALL, 0.0).ports)) not in (mine, others)
+    assert next(iter(reg.offer(WEB, "web", 0, ALL, 0.0, "home").ports)) == mine
+    reg.grant(WEB, "web", mine)
+    kept = reg.reservations(0.0)
+    assert kept["home"].ports == {} and kept[WEB].ports == {"web": mine}
+    assert offered(reg, "home", "web", mine) == "port-taken", "and it does not come back by itself"
+    reg.grant_name("home", "db", "first")
+    assert reg.offer_name(WEB, "db", 0.0).error == "name-taken"
+    assert not reg.offer_name(WEB, "db", 0.0, "home").error
+    reg.grant_name(WEB, "db", "first")
+    assert reg.owner("db") == (WEB, "first") and reg.reservations(0.0)["home"].named == {}
+    assert reg.named() == [("db", "", 0.0)]
+
+
+def test_a_pool_that_never_was_leaves_nothing() -> None:
+    reg = registry()
+    held = object()
+    reg.claim(WEB, "", held, 0.0)
+    reg.release(WEB, held, 0.0)
+    assert reg.reservations(0.0) == {}
+
+
+def test_of_the_pools_of_a_token_the_last_are_kept() -> None:
+    ports = PortRange(20_000, 20_000 + 2 * MAX_SERVICES)
+    reg = registry()
+    here, _ = pool(reg, pool_owner("first", "here"))
+    others, _ = pool(reg, pool_owner("other", "web"))
+    reg.release(pool_owner("other", "web"), others, 0.0)
+    for number in range(MAX_SERVICES + 3):
+        owner = pool_owner("first", f"p{number}")
+        held = object()
+        reg.claim(owner, "", held, float(number))
+        free = next(iter(reg.offer(owner, "p", 0, Allowed("first", Ports((), relay=True), ports, 7443), 0.0).ports))
+        reg.grant(owner, "p", free)
+        reg.release(owner, held, float(number))
+    kept = reg.reservations(0.0)
+    assert len(kept) == MAX_SERVICES + 2
+    assert not {pool_owner("first", f"p{number}") for number in range(3)} & kept.keys()
+    assert reg.here(pool_owner("first", "here")) and here

@@ -1,0 +1,269 @@
+"""Services of several clients: a visitor goes to the least loaded one, and to another if that one does not take it (protocol.md section 5.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fastrelay import log, wire
+from fastrelay.errors import Code
+from fastrelay.mux.stream import Stream
+from fastrelay.net.door import VisitorDoor
+from fastrelay.net.edge import Edge
+from fastrelay.net.link import address
+from fastrelay.net.runtime import Runtime
+from fastrelay.net.telling import Totals
+from fastrelay.networks import Networks
+from fastrelay.roles.registry import pool_owner
+from fastrelay.roles.ring import Ring
+from fastrelay.roles.services import Service, tell_denied
+from fastrelay.roles.visitors import ToldVisitor
+
+if TYPE_CHECKING:
+    from fastrelay.roles.tunnel import Tunnel
+
+
+class Member(Service):
+    """A client's part in a pool."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, tunnel: Tunnel, number: int, pool: Pool, since: float, runtime: Runtime) -> None:
+        super().__init__(tunnel, number, pool.name, pool.kind, since, runtime.notices, pool.visitors)
+        self.port = pool.port
+        self._pool = pool
+
+    def close(self) -> None:
+        self._pool.leave(self)
+
+    def failed(self) -> None:
+        self._pool.failed(self)
+
+
+class Pool:
+    """One service of all clients with tokens of this label that ask for it. It is there for as long as one of them is.
+
+    `owner` is the name by which the registry keeps what belongs to it: no client can have that. `ended` is called when the last one has left.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        label: str,
+        request: wire.Expose,
+        visitors: Networks | None,
+        ended: Callable[[Pool], None],
+    ) -> None:
+        self.owner = pool_owner(label, request.name)
+        self.name = request.name
+        self.kind = request.kind
+        self.visitors = visitors
+        self.port = 0
+        self.ring: Ring[Member] = Ring(lambda member: len(member.tunnel.session.streams))
+        self._runtime = runtime
+        self._ended = ended
+        self._door: VisitorDoor | None = None
+
+    def open(self, sock: socket.socket, balancers: Networks | None) -> None:
+        """Visitors come to this listening socket."""
+        runtime = self._runtime
+        make: type[PoolVisitor] = AuditedPoolVisitor if log.audited() else PoolVisitor
+        self._door = VisitorDoor(runtime, sock, lambda: make(runtime, self), balancers)
+        self.port = self._door.port
+        self._door.open()
+
+    def differs(self, request: wire.Expose, visitors: Networks | None) -> str:
+        """What a client that asks for it must ask for in another way, "" if nothing: half a sentence."""
+        if request.kind != self.kind:
+            return f"the pool {self.name!r} is of kind {self.kind}, not {request.kind}"
+        if request.port not in (0, self.port):
+            return f"the pool {self.name!r} has port {self.port}, not {request.port}; ask for that, or for any"
+        if visitors != self.visitors:
+            return (
+                f"the pool {self.name!r} is for {self.visitors or 'all'} visitors, so it is so for each of its clients"
+            )
+        return ""
+
+    def join(self, tunnel: Tunnel, number: int, now: float) -> Member:
+        """A client is one of them from now on; `number` is what it calls the service."""
+        member = Member(tunnel, number, self, now, self._runtime)
+        self.ring.add(member)
+        return member
+
+    def leave(self, member: Member) -> None:
+        self.ring.discard(member)
+        if not self.ring:
+            if self._door is not None:
+                self._door.close()
+                self._door = None  # which knows how to make visitors of this pool: a cycle
+            self._ended(self)
+
+    def failed(self, member: Member) -> None:
+        """It has not taken a visitor."""
+        self.ring.failed(member, self._runtime.loop.time())
+
+    def take(self) -> Member | None:
+        """Who serves the next visitor."""
+        return self.ring.take(self._runtime.loop.time())
+
+    def parts(self) -> list[Member]:
+        """All who serve it."""
+        return list(self.ring)
+
+    def deny(self, visitor: str) -> None:
+        """Tell of a visitor that was refused because it is not in the list."""
+        tell_denied(self._runtime.notices, self.title, self.newcomer(visitor))
+
+    @property
+    def title(self) -> str:
+        """For sentences."""
+        return f"the pool {self.name}"
+
+    def newcomer(self, visitor: str) -> dict[str, object]:
+        """A visitor, for events, who has no client yet."""
+        return {"service": self.name, "port": self.port or None, "visitor": visitor}
+
+
+class PoolVisitor(Edge):
+    """A visitor of a pool: joined when a client has accepted its stream."""
+
+    __slots__ = ("_pool", "asking")
+
+    def __init__(self, runtime: Runtime, pool: Pool) -> None:
+        super().__init__(runtime)
+        self._pool = pool
+        self.asking: Asking | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        pool = self._pool
+        peer = transport.get_extra_info("peername")
+        visitor = address(peer)
+        self.begin(visitor)
+        if pool.visitors is None or (peer is not None and peer[0] in pool.visitors):
+            self.asking = Asking(self._runtime, pool, self, visitor)
+            self.asking.ask("shutdown")
+            return
+        self.turn_away("denied")
+        if peer is not None:  # else it has gone before it could be asked
+            pool.deny(visitor)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.asking is not None:
+            self.asking.cancel()
+            self.asking = None
+        super().connection_lost(exc)
+
+    def begin(self, visitor: str) -> None:
+        """It is there."""
+
+    def meet(self, member: Member, visitor: str, stream: Stream) -> None:
+        """A client has accepted it."""
+        self.join(stream, member.tunnel.link)
+
+    def turn_away(self, cause: str) -> None:
+        """Nobody takes it, and this is why."""
+        self.refuse()
+
+
+class AuditedPoolVisitor(ToldVisitor, PoolVisitor):
+    """The same, of whom the audit log is told."""
+
+    def begin(self, visitor: str) -> None:
+        self.introduce(self._pool.title, self._pool.newcomer(visitor), Totals())
+
+    def meet(self, member: Member, visitor: str, stream: Stream) -> None:
+        self.introduce(member.title, member.who(visitor), member.tunnel.totals)
+        super().meet(member, visitor, stream)
+
+
+class Asking:
+    """The outlet of a visitor's streams until one of them is accepted. Nothing that the visitor says is sent before, so another client can be asked."""
+
+    __slots__ = ("_member", "_pool", "_runtime", "_stopped", "_stream", "_timer", "_tried", "_visitor", "_who")
+
+    _member: Member
+    _timer: asyncio.TimerHandle
+
+    def __init__(self, runtime: Runtime, pool: Pool, visitor: PoolVisitor, who: str) -> None:
+        self._runtime = runtime
+        self._pool = pool
+        self._visitor = visitor
+        self._who = who
+        self._tried: list[Member] = []
+        self._stream: Stream | None = None  # that has no answer yet
+        self._stopped = False
+
+    def ask(self, cause: str) -> None:
+        """Ask the next client; `cause` is why the last one did not take the visitor."""
+        loop, ring = self._runtime.loop, self._pool.ring
+        while (member := ring.take(loop.time(), self._tried)) is not None:
+            self._tried.append(member)
+            tunnel = member.tunnel
+            stream = tunnel.session.open(self, member.number, self._who)
+            if stream is None:
+                cause = "shutdown" if tunnel.session.going_away else "limit"
+                tunnel.full()
+            elif stream.ended:  # its tunnel has failed under the OPEN of this very stream
+                cause = log.cause(tunnel.link.error)
+            else:
+                self._member, self._stream = member, stream
+                self._timer = loop.call_later(self._runtime.limits.answer_time, self._late)
+                return
+        self._visitor.asking = None
+        self._visitor.turn_away(cause)
+
+    def cancel(self) -> None:
+        """The visitor has gone."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._timer.cancel()
+            stream.reset(Code.CONNECTION_RESET)
+
+    def _late(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._runtime.reached("answer-time", self._member.tunnel.name)
+            stream.reset(Code.DIAL_TIMEOUT)
+            self._failed(log.CAUSES[Code.DIAL_TIMEOUT])
+
+    def _failed(self, cause: str) -> None:
+        self._timer.cancel()
+        self._stream = None
+        self._stopped = False
+        self._member.failed()
+        self.ask(cause)
+
+    # --- from the stream -----------------------------------------------------------------------------------------------
+
+    def on_accept(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        self._timer.cancel()
+        visitor = self._visitor
+        visitor.asking = None
+        visitor.meet(self._member, self._who, stream)
+        if self._stopped and visitor.stream is stream:
+            visitor.on_stop()
+
+    def on_reset(self, code: Code) -> None:
+        self._failed("target-reset" if code is Code.CONNECTION_RESET else log.CAUSES[code or Code.CANCEL])
+
+    def on_lost(self) -> None:
+        if self._stream is not None:  # else it is lost while it is opened
+            self._failed(log.cause(self._member.tunnel.link.error))
+
+    def on_stop(self) -> None:
+        self._stopped = True
+
+    def on_room(self) -> None:
+        """There is nothing to send yet."""
+
+    def deliver(self, piece: memoryview) -> None:
+        """Cannot come before ACCEPT."""
+
+    def on_fin(self) -> None:
+        """Cannot come before ACCEPT."""
