@@ -276,6 +276,25 @@ class Client(Process):
         return [address(self.line(number)) for number in range(self.exposed)]
 
 
+class Forward(Process):
+    """`fastrelay forward`: a local port that leads to the service `name`."""
+
+    def __init__(
+        self, relay: str, token: str, state: Path, name: str, *options: str, loop: str = BEST.loop, local: str = ""
+    ) -> None:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        where = (local,) if local else ()
+        super().__init__(
+            fastrelay("forward", relay, name, *where, "--loop", loop, *options),
+            environment(state, FASTRELAY_TOKEN=token),
+        )
+
+    @property
+    def address(self) -> Address:
+        """Where local visitors connect, once they may."""
+        return address(self.line(0))
+
+
 def spec(target: Address | str) -> str:
     """SPEC of a target: an address, or the path of a unix socket."""
     return f"unix:{target}" if isinstance(target, str) else f"{target[0]}:{target[1]}"
