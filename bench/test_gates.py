@@ -38,6 +38,7 @@ GATES: dict[str, list[Gate]] = {
         Gate("fastrelay", "rate", "haproxy", 1.15),
         Gate("fastrelay", "CPU", "haproxy", 0.85),
         Gate("fastrelay-tls", "rate", "ssh", 1.2),
+        Gate("fastrelay-wss", "rate", "fastrelay-tls", 0.6),  # the direction in which the client masks
     ],
     "bulk-up-1": [
         Gate("fastrelay", "rate", "haproxy", 1.1),

@@ -299,6 +299,28 @@ def test_who_waits_when_the_penalty_begins_goes_on_in_the_lane() -> None:
 # --- memory ------------------------------------------------------------------------------------------------------------
 
 
+def test_who_comes_through_a_proxy_counts_as_whom_the_proxy_names() -> None:
+    gates = gate(greetings_per_source=1)
+    one, two = arrive(gates, 0), arrive(gates, 0)
+    gates.known_as(one, THERE, 0)
+    assert (gates.here, one.source, two.source) == (2, THERE, HERE)
+    for stranger in (one, two):
+        gates.speak(stranger, 0)
+    for stranger in (one, two):  # neither is in the other's way
+        assert gates.candidate(0) is stranger
+        assert gates.begin(stranger, 0) is None
+    gates.end(one, End.REFUSED, 0)
+    assert gates._sources[THERE].penalty(0) == 5 and gates._sources[HERE].penalty(0) == 0
+
+
+def test_nobody_goes_for_who_is_here_already() -> None:
+    gates = gate(max_greetings=2)
+    one, two = arrive(gates, 0), arrive(gates, 0)
+    gates.known_as(two, THERE, 5)
+    gates.known_as(one, HERE, 5)
+    assert not one.gone and not two.gone and gates.here == 2
+
+
 def test_sources_are_forgotten_least_recently_used_first() -> None:
     one = gate(max_sources=3)
     silent = arrive(one, 0, "s0")
@@ -370,6 +392,11 @@ class Everything(RuleBasedStateMachine):
     @rule(data=st.data())
     def speak(self, data: st.DataObject) -> None:
         self.gone(self.gate.speak(data.draw(st.sampled_from(self.silent())), self.now))
+
+    @precondition(lambda self: self.silent())
+    @rule(data=st.data(), source=st.sampled_from("abcdef"))
+    def known_as(self, data: st.DataObject, source: str) -> None:
+        self.gate.known_as(data.draw(st.sampled_from(self.silent())), source, self.now)
 
     @rule()
     def greet(self) -> None:

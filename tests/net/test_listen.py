@@ -391,12 +391,16 @@ class Told(NamedTuple):
 class TunnelBench:
     """A door, and what it told."""
 
-    def __init__(self, context: ssl.SSLContext | None, handshake_time: float = 10, **limits: Any) -> None:
+    def __init__(
+        self, context: ssl.SSLContext | None, handshake_time: float = 10, proxied: bool = False, **limits: Any
+    ) -> None:
         self.runtime = Runtime(Limits(handshake_time=handshake_time))
         self.guests = Guests()
         self.told: list[Told] = []
         self.sock = listen(LOCALHOST, 0)
-        self.door = TunnelDoor(self.runtime, self.sock, context, self.guests.make_link, self, Limits(**limits))
+        self.door = TunnelDoor(
+            self.runtime, self.sock, context, self.guests.make_link, self, Limits(**limits), proxied=proxied
+        )
         self.guests.lost = self.door.ended
         self.outside: list[Local] = []
 
@@ -448,6 +452,38 @@ def test_a_plain_tunnel_gets_its_protocol_and_no_linger(run: Run) -> None:
         await until(lambda: b"hello" in bench.guests.said.values(), "it was heard")
         linger = bench.guests.here[0].get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
         assert linger[:4] == bytes(4)
+        await bench.close()
+
+    run(main())
+
+
+def test_behind_a_proxy_a_head_is_waited_for_and_says_whose_it_is(run: Run) -> None:
+    async def main() -> None:
+        bench = TunnelBench(None, proxied=True)
+        local = bench.knock()
+        head = b"GET / HTTP/1.1\r\nX-Forwarded-For: 203.0.113.9, 192.0.2.7\r\n\r\n"
+        for at in range(0, len(head) - 1, 9):
+            await local.send(head[at : min(at + 9, len(head) - 1)])
+            await turns()
+        assert bench.here == 1 and not bench.guests.here, "nothing is begun for half a head"
+        await local.send(head[-1:] + b"more")
+        await until(lambda: head + b"more" in bench.guests.said.values(), "it was heard, and nothing is missing")
+        bench.guests.refuse(ProtocolError(Code.UNAUTHORIZED, "no"))
+        await until(lambda: bench.told, "it was told")
+        assert bench.told[0].source == "192.0.2.7"
+        assert bench.door.gate._sources["192.0.2.7"].penalty(time.monotonic()) > 4
+        assert LOCALHOST not in bench.door.gate._sources, "the proxy pays for nobody"
+        await bench.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("words", [b"\x16\x03\x01", b"GET /" + b"a" * 10_000], ids=["no HTTP", "too long"])
+def test_behind_a_proxy_what_is_no_head_is_answered_at_once(run: Run, words: bytes) -> None:
+    async def main() -> None:
+        bench = TunnelBench(None, proxied=True)
+        await bench.knock().send(words)
+        await until(lambda: words in bench.guests.said.values(), "it was heard")
         await bench.close()
 
     run(main())
