@@ -89,8 +89,8 @@ async def run_forward(
     except BaseException:
         sock.close()
         raise
-    door = VisitorDoor(caller.runtime, sock, lambda: ForwardVisitor(caller.runtime, caller, target))
-    caller.serve(door)
+    door = VisitorDoor(caller.runtime, sock, lambda: ForwardVisitor(caller.runtime, caller.visiting, target))
+    caller.visiting.serve(door)
     running = asyncio.ensure_future(caller.run())
 
     async def drain() -> None:
@@ -107,7 +107,7 @@ async def run_dial(config: ClientConfig, target: str, sock: socket.socket, on_st
     from fastrelay.front.forward import DialVisitor
 
     async with _session(config) as caller:
-        visitor = DialVisitor(caller.runtime, caller, target)
+        visitor = DialVisitor(caller.runtime, caller.visiting, target)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: visitor, sock)
         stopped = asyncio.Event()
         on_stop(stopped.set)
@@ -119,7 +119,7 @@ async def run_dial(config: ClientConfig, target: str, sock: socket.socket, on_st
 async def run_list(config: ClientConfig) -> list[Listing]:
     """The private services that may be reached."""
     async with _session(config) as caller:
-        return await caller.listing()
+        return await caller.visiting.listing()
 
 
 @contextlib.asynccontextmanager

@@ -59,7 +59,7 @@ def dial(relay: str, name: str, credentials: Credentials, loop: str) -> None:
     from fastrelay.config import check_service
     from fastrelay.errors import Code
     from fastrelay.limits import DEFAULTS
-    from fastrelay.roles.caller import why_missed
+    from fastrelay.roles.visiting import why_missed
 
     check_service(name)
     config = credentials.config(relay, "", (), DEFAULTS)

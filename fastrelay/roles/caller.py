@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from fastrelay import wire
-from fastrelay.config import NAME, ClientConfig
-from fastrelay.errors import Code, ProtocolError, StartError
-from fastrelay.limits import DEFAULTS
+from fastrelay.config import ClientConfig
+from fastrelay.errors import Code, ProtocolError
 from fastrelay.mux.session import Session
-from fastrelay.mux.stream import Outlet, Stream
-from fastrelay.net.door import VisitorDoor
+from fastrelay.mux.stream import Stream
 from fastrelay.net.link import Link
-from fastrelay.net.notices import Notices
 from fastrelay.net.runtime import Runtime
 from fastrelay.roles.uplink import Uplink
+from fastrelay.roles.visiting import Visiting
 from fastrelay.state import ClientState
-
-_COMPLAIN_EVERY = 1.0
-_BURST = DEFAULTS.flood_open[0] // 2
-_RATE = DEFAULTS.flood_open[1] * 3 // 4
-"""Streams at once and a second: well below what ends the session. Beyond that local visitors wait at their doors."""
-_PAUSE = 0.5
-"""Seconds for which they wait then."""
-_MOST_LISTED = 1 << 16
 
 
 class Caller(Uplink):
-    """An uplink for visitors: see there for its life. `front.opener.Opener` is what local doors see of it.
+    """An uplink for visitors: see there for its life. `visiting` is what local doors see of it.
 
     `stands()` is called whenever a session has begun.
     """
@@ -44,104 +33,22 @@ class Caller(Uplink):
     ) -> None:
         super().__init__(config, state, runtime, again=again)
         self._on_stands = stands
-        self._doors: list[VisitorDoor] = []
-        self._paused: asyncio.TimerHandle | None = None
-        self._spent = 0.0  # of _BURST, at `_spent_at`
-        self._spent_at = 0.0
-        self._listings: list[wire.Listing] = []
-        self._listed: asyncio.Future[list[wire.Listing]] | None = None
-        self._complaints = Notices(self.runtime.loop, _COMPLAIN_EVERY)
-
-    def serve(self, door: VisitorDoor) -> None:
-        """Let visitors in at this door from the first session on, as fast as the relay takes streams, until the end."""
-        self._doors.append(door)
+        self.visiting = Visiting(self.runtime, config.relay.url)
 
     def drain(self) -> None:
-        self._shut()
+        self.visiting.shut()
         super().drain()
 
     async def close(self) -> None:
-        self._shut()
+        self.visiting.shut()
         await super().close()
-        self._complaints.close()
-
-    def _shut(self) -> None:
-        if self._paused is not None:
-            self._paused.cancel()
-            self._paused = None
-        for door in self._doors:
-            door.close()
-        self._doors.clear()
-
-    # --- streams -------------------------------------------------------------------------------------------------------
-
-    def open(self, outlet: Outlet, target: str, visitor: str) -> tuple[Stream, Link] | None:
-        """A stream to the service `target` and its tunnel; None while there is no tunnel, or it takes no more."""
-        session, link = self._session, self._link
-        if session is None or link is None:
-            return None
-        stream = session.open(outlet, 0, visitor, target)
-        if stream is None:
-            if not session.going_away:
-                self.runtime.reached("streams", f"the relay {self.config.relay.url}", session.theirs.max_streams)
-            return None
-        now = self.runtime.loop.time()
-        self._spent = max(0.0, self._spent - (now - self._spent_at) * _RATE) + 1
-        self._spent_at = now
-        if self._spent > _BURST and self._paused is None:
-            for door in self._doors:
-                door.pause()
-            self._paused = self.runtime.loop.call_later(_PAUSE, self._go_on)
-        return stream, link
-
-    def _go_on(self) -> None:
-        self._paused = None
-        for door in self._doors:
-            door.open()
-
-    def missed(self, target: str, visitor: str, code: Code) -> None:
-        """A visitor did not reach its target."""
-        self._complaints.say(
-            f"{target} {code}",
-            "target.failed",
-            f"{why_missed(target, code)} (visitor {visitor}).",
-            target=target,
-            visitor=visitor,
-        )
-
-    # --- what there is to reach ----------------------------------------------------------------------------------------
-
-    async def listing(self) -> list[wire.Listing]:
-        """What this client may reach, by name; one at a time may ask. Raises StartError when the tunnel is lost meanwhile."""
-        if self._session is None:
-            raise StartError(f"There is no tunnel to {self.config.relay.url}.")
-        self._listings = []
-        self._listed = self.runtime.loop.create_future()
-        self._session.ask()
-        return await self._listed
-
-    def on_listed(self, answer: wire.Listed) -> None:
-        if self._listed is None:
-            raise ProtocolError(Code.PROTOCOL, "LISTED that nobody asked for")
-        for one in answer.services:  # they are shown to people
-            if (
-                not all(NAME.fullmatch(word) for word in (one.name, one.kind, one.client))
-                or not 0 <= one.since < 1 << 40
-            ):
-                raise ProtocolError(Code.PROTOCOL, "LISTED names what cannot be")
-        self._listings += answer.services
-        if len(self._listings) > _MOST_LISTED:
-            raise ProtocolError(Code.PROTOCOL, "LISTED has no end")
-        if not answer.more:
-            listed, self._listed = self._listed, None
-            if not listed.done():
-                listed.set_result(self._listings)
+        self.visiting.close()
 
     # --- the session ---------------------------------------------------------------------------------------------------
 
     def _stands(self, session: Session) -> None:
-        if self._paused is None:
-            self._go_on()
+        assert self._link is not None
+        self.visiting.stands(session, self._link)
         self._on_stands()
 
     def on_open(self, stream: Stream, request: wire.Open) -> None:
@@ -150,23 +57,11 @@ class Caller(Uplink):
     def on_exposed(self, answer: wire.Exposed) -> None:
         raise ProtocolError(Code.PROTOCOL, "EXPOSED that nobody asked for")
 
+    def on_listed(self, answer: wire.Listed) -> None:
+        self.visiting.on_listed(answer)
+
     def on_closed(self, link: Link, error: Exception | None) -> None:
+        mine = link is self._link
         super().on_closed(link, error)
-        listed, self._listed = self._listed, None
-        if listed is not None and not listed.done():
-            listed.set_exception(StartError(self._explain(error)))
-
-
-def why_missed(target: str, code: Code) -> str:
-    """A sentence without its full stop: why a stream to `target` was refused with this code."""
-    what = {
-        Code.NO_SERVICE: f"There is no private service {target!r} that this token reaches; `fastrelay list` shows those that there are",
-        Code.AWAY: f"The client that serves {target!r} is not connected now",
-        Code.DENIED: f"The relay does not let this client reach {target!r}: its token does not list it, or the service's visitors do not include it",
-        Code.REFUSED: f"The target of {target!r} refused the connection; is the service running there",
-        Code.UNREACHABLE: f"The target of {target!r} cannot be reached from its client",
-        Code.DIAL_TIMEOUT: f"The target of {target!r} did not answer in time",
-        Code.LIMIT: f"There is no room for another connection to {target!r}",
-        Code.CONNECTION_RESET: f"The tunnel that leads to {target!r} was lost",
-    }
-    return what.get(code, f"{target!r} cannot be reached: {code.name}")
+        if mine:
+            self.visiting.gone(self._explain(error))

@@ -31,9 +31,11 @@ class CallerBench:
         self.locals: list[Local] = []
         self.caller = Caller(config, ClientState.open(home, config.relay.url, ""), self._stands, again=again)
         runtime = self.caller.runtime
-        self.door = VisitorDoor(runtime, listen(LOCALHOST, 0), lambda: ForwardVisitor(runtime, self.caller, target))
+        self.door = VisitorDoor(
+            runtime, listen(LOCALHOST, 0), lambda: ForwardVisitor(runtime, self.caller.visiting, target)
+        )
         self.port = self.door.port
-        self.caller.serve(self.door)
+        self.caller.visiting.serve(self.door)
         self.running = asyncio.ensure_future(self.caller.run())
 
     def _stands(self) -> None:

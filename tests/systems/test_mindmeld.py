@@ -64,16 +64,16 @@ def test_list(run: Run, tmp_path: Path) -> None:
         async with relay(tmp_path / "r") as bench:
             before = int(time.time())
             async with caller(tmp_path / "c", bench.port, bench.token.text()) as at:
-                assert await at.caller.listing() == []
+                assert await at.caller.visiting.listing() == []
                 peer = await provider(bench)
                 await provider(bench, "lab", "web")
-                db, web = await at.caller.listing()
+                db, web = await at.caller.visiting.listing()
                 assert (db.name, db.kind, db.client, db.here) == ("db", "private", "home", True)
                 assert before <= db.since <= time.time() + 1
                 assert (web.name, web.client, web.here) == ("web", "lab", True)
                 peer.close()
                 await until(lambda: not bench.server.registry.here("home"), "the provider is gone")
-                db, web = await at.caller.listing()
+                db, web = await at.caller.visiting.listing()
                 assert (db.here, web.here) == (False, True) and db.since >= before
 
     run(main())
@@ -86,7 +86,7 @@ def test_a_long_list_comes_in_pieces(run: Run, tmp_path: Path) -> None:
             names = [f"{number:02}" + "s" * 61 for number in range(50)]
             for number, name in enumerate(names, 1):
                 assert not (await bench.expose(peer, number, name, kind="private")).error
-            assert [one.name for one in await at.caller.listing()] == names
+            assert [one.name for one in await at.caller.visiting.listing()] == names
 
     run(main())
 
