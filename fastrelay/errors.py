@@ -3,6 +3,8 @@
     FastrelayError
     ├── UsageError          what a person typed cannot be understood        (exit code 2)
     ├── StartError          the process cannot start, or was refused        (exit code 3)
+    │   ├── AuthError            the relay does not take this token, certificate or name
+    │   └── NameInUseError       another installation uses the name
     ├── PinError            the relay's key is not one that this client knows
     ├── MessageError        an HTTP message cannot be passed on
     ├── AskError            a program asked a proxy for something that it does not do
@@ -11,6 +13,15 @@
         ├── LimitError           it went beyond a limit that a person may set; carries the limit's name
         ├── HandshakeError       what it said in HTTP is no handshake of WebSocket; carries the status
         └── RefusedError         the other side said GOAWAY before the session began
+    In programs (fastrelay.api) also:
+    ├── UnreachableError    there is no relay there, or no tunnel to it           (a ConnectionError)
+    ├── ExposeError         the relay does not give out a service; carries the error of protocol.md 5
+    └── OpenError           a connection was refused; carries the code            (a ConnectionError)
+        ├── DialRefusedError     by the target                                    (a ConnectionRefusedError)
+        ├── DialTimeoutError     the target did not answer                        (a TimeoutError)
+        ├── DeniedError          the token, or the client, does not allow it      (a PermissionError)
+        ├── NoServiceError       there is no such service or client
+        └── AwayError            the client is not connected
 
 The texts are sentences for a person: what, why, what next.
 """
@@ -128,3 +139,51 @@ class AskError(FastrelayError):
     def __init__(self, text: str, reply: bytes) -> None:
         super().__init__(text)
         self.reply = reply
+
+
+class AuthError(StartError):
+    """The relay does not take this token, certificate or name, or its key is not one that the token names."""
+
+
+class NameInUseError(StartError):
+    """Another installation uses the client's name, or has taken it over."""
+
+
+class UnreachableError(FastrelayError, ConnectionError):
+    """There is no relay at that address, or at this moment no tunnel to it."""
+
+
+class ExposeError(FastrelayError):
+    """The relay does not give out a service. `error` is one of protocol.md section 5, such as `port-taken`."""
+
+    def __init__(self, error: str, text: str) -> None:
+        super().__init__(text)
+        self.error = error
+
+
+class OpenError(FastrelayError, ConnectionError):
+    """A connection through the relay was refused; `code` says with what (protocol.md section 11)."""
+
+    def __init__(self, code: Code, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class DialRefusedError(OpenError, ConnectionRefusedError):
+    """The target refused the connection."""
+
+
+class DialTimeoutError(OpenError, TimeoutError):
+    """The target did not answer."""
+
+
+class DeniedError(OpenError, PermissionError):
+    """The token does not reach that, or the client does not dial it."""
+
+
+class NoServiceError(OpenError):
+    """There is no such service, or no such client."""
+
+
+class AwayError(OpenError):
+    """The client that serves it is not connected."""

@@ -23,7 +23,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("roles",),
     ("front", "cluster", "admin", "demo"),
     ("app", "console", "audit"),
-    ("cli",),
+    ("api",),
+    ("sync", "httpx", "asgi"),
+    ("testing",),
+    ("cli", ""),
 )
 SIDEWAYS = {("mux", "auth"), ("policy", "auth")}
 """The greeting carries the proofs; a key checks one. Nothing else on one floor knows its neighbour."""

@@ -43,7 +43,8 @@ class Client(Uplink):
         super().__init__(config, state, runtime)
         self._reachable = reachable
         self._addresses: dict[int, tuple[str, int]] = {}  # exposure -> what visitors were told
-        self._asked: dict[int, Exposure] = {}  # without an answer so far, by the number on the wire
+        self._exposures = dict(enumerate(config.exposures, 1))  # by the number on the wire
+        self._asked: dict[int, Exposure] = {}  # without an answer so far
         self._served: dict[int, Exposure] = {}  # the relay has answered for it: all that OPEN may name
         self._resolver = Resolver(self.runtime.loop)
         self._dials = asyncio.Semaphore(config.limits.dials)
@@ -56,20 +57,24 @@ class Client(Uplink):
 
     def _stands(self, session: Session) -> None:
         session.on_refused = self._turned_away
-        self._asked = dict(enumerate(self.config.exposures, 1))
+        self._asked = {}
         self._served = {}
-        for number, exposure in self._asked.items():
-            visitors = exposure.visitors.texts if exposure.visitors is not None else ()
-            session.expose(
-                wire.Expose(
-                    service=number,
-                    name=exposure.name,
-                    kind=exposure.kind,
-                    port=exposure.port,
-                    visitors=visitors,
-                    pool=exposure.pool,
-                )
+        for number, exposure in self._exposures.items():
+            self._ask(session, number, exposure)
+
+    def _ask(self, session: Session, number: int, exposure: Exposure) -> None:
+        self._asked[number] = exposure
+        visitors = exposure.visitors.texts if exposure.visitors is not None else ()
+        session.expose(
+            wire.Expose(
+                service=number,
+                name=exposure.name,
+                kind=exposure.kind,
+                port=exposure.port,
+                visitors=visitors,
+                pool=exposure.pool,
             )
+        )
 
     # --- the session ---------------------------------------------------------------------------------------------------
 
@@ -156,14 +161,7 @@ class Client(Uplink):
                 Code.PROTOCOL, "EXPOSED for a service that was not asked for, or with a port that cannot be"
             )
         if refusal := _refusal(exposure, answer):
-            text = f"The relay does not expose {exposure.name}: {refusal}."
-            if answer.service not in self._addresses:
-                self._fatal = StartError(text)
-                self._stopping = True
-                assert self._link is not None
-                self._link.abort(ProtocolError(Code.CANCEL, "the relay does not expose what was asked for"))
-            else:
-                log.error("service.refused", text, service=exposure.name, error=answer.error)
+            self._not_exposed(answer, exposure, f"The relay does not expose {exposure.name}: {refusal}.")
             return
         self._served[answer.service] = exposure
         where = (self._host, answer.port)
@@ -179,6 +177,15 @@ class Client(Uplink):
         if self._addresses.get(answer.service) != where:
             self._addresses[answer.service] = where
             self._reachable(exposure, *where)
+
+    def _not_exposed(self, answer: wire.Exposed, exposure: Exposure, text: str) -> None:
+        if answer.service in self._addresses:
+            log.error("service.refused", text, service=exposure.name, error=answer.error)
+            return
+        self._fatal = StartError(text)
+        self._stopping = True
+        assert self._link is not None
+        self._link.abort(ProtocolError(Code.CANCEL, "the relay does not expose what was asked for"))
 
 
 def _refusal(exposure: Exposure, answer: wire.Exposed) -> str:
