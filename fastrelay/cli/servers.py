@@ -138,7 +138,9 @@ def _server_ready(server: Server, token: str) -> None:
     from fastrelay.console import own_address
 
     config = server.config
-    where = join_host(config.advertise or own_address(config.bind_host), server.port)
+    # What is advertised leads to the proxy, if there is one, and not here.
+    host = "" if config.behind_proxy else config.advertise
+    where = join_host(host or own_address(config.bind_host), server.port)
     if sys.stderr.isatty():
         trust = "no TLS, this machine only"
         if config.behind_proxy:

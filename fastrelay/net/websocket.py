@@ -205,7 +205,7 @@ class RelaySide(WebSocket):
         self._out.write(response.serialize())
         status = response.status_code
         if status != 101:
-            raise HandshakeError(status, f"it speaks HTTP, and was answered {status} {_phrase(status)} ({why:.100})")
+            raise HandshakeError(status, f"it was answered {status} {_phrase(status)} ({why:.100})")
         if self._proxied and (whose := forwarded_for(head)) is not None:
             self._link.peer = whose
 
@@ -228,7 +228,8 @@ class RelaySide(WebSocket):
         _let_go(server.handshake_exc)
         if isinstance(server.handshake_exc, TooManyHeaders):
             return server.reject(431, "The head has too many fields.\n"), "its head has too many fields"
-        return server.reject(400, "This is no request in HTTP.\n"), "that is no HTTP"
+        why = "it speaks TLS" if head[:1] == b"\x16" else "that is no HTTP"
+        return server.reject(400, "This is no request in HTTP.\n"), why
 
     def write_eof(self) -> None:
         if self.core is None and not self._answered:

@@ -79,7 +79,16 @@ class PrivateService(Door):
         self.address = forward.address
 
 
+class WebSocketTunnel(Door):
+    """A public port whose tunnel is inside a WebSocket."""
+
+    def open(self, stack: contextlib.ExitStack) -> None:
+        web = Way(self.way.tls, self.way.loop, websocket=True)
+        self.address = stack.enter_context(Relay(self.home, web, self.target)).addresses[0]
+
+
 DOORS: dict[str, type[Door]] = {
     "public port": PublicPort,
     "private service": PrivateService,
+    "WebSocket tunnel": WebSocketTunnel,
 }

@@ -33,44 +33,25 @@ WEB = [Way(tls, loop, websocket=True) for tls in (True, False) for loop in ("uvl
 SECRET = "hunter2"
 
 
-# --- half-close and reset --------------------------------------------------------------------------------------------------
+# --- half-close and reset: test_doors.py has more of it, on one loop ------------------------------------------------------
 
 
-@pytest.fixture(
-    scope="module",
-    params=[way if way.loop == "uvloop" and way.tls else pytest.param(way, marks=pytest.mark.slow) for way in WEB],
-    ids=repr,
-)
+@pytest.fixture(scope="module", params=WEB, ids=repr)
 def way(request: pytest.FixtureRequest) -> Way:
     assert isinstance(request.param, Way)
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    "case",
-    [
-        test_half_close.test_server_close_read,
-        test_half_close.test_server_close_write,
-        test_half_close.test_client_close_read,
-        test_half_close.test_client_close_write,
-    ],
-    ids=lambda case: case.__name__.removeprefix("test_"),
-)
-def test_half_closes(link: Link, case: object, size: int) -> None:
-    assert callable(case)
-    case(link, size)
-
-
-@pytest.mark.parametrize("who", test_reset.FROM)
-@pytest.mark.parametrize("size", SIZES)
-def test_resets(link: Link, who: str, size: int) -> None:
-    test_reset.test_behind_data(link, who, size)
-    test_reset.test_other_end_floods(link, who)
-
-
-def test_both_directions_at_once(link: Link) -> None:
-    test_half_close.test_both_directions_at_once(link)
+def test_half_closes_and_resets(link: Link, size: int) -> None:
+    test_half_close.test_server_close_read(link, size)
+    test_half_close.test_server_close_write(link, size)
+    test_half_close.test_client_close_read(link, size)
+    test_half_close.test_client_close_write(link, size)
+    for who in test_reset.FROM:
+        test_reset.test_behind_data(link, who, size)
+        test_reset.test_other_end_floods(link, who)
 
 
 # --- a proxy that ends TLS -------------------------------------------------------------------------------------------------
@@ -255,4 +236,4 @@ def test_http_at_the_tunnel_port(relay: Server, alpn: list[str]) -> None:
     with context.wrap_socket(connect(relay.address)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
         assert sock.recv(1000).startswith(b"HTTP/1.1 404 ")
-    relay.logs("client.refused", "it speaks HTTP, and was answered 404 Not Found")
+    relay.logs("client.refused", "it was answered 404 Not Found")
