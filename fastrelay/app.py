@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Stop = Callable[[], None]
 OnStop = Callable[[Stop], None]
 
+_GOODBYE = 1.0
+"""Seconds that a session for one purpose has to end in order."""
+
 
 async def run_server(config: ServerConfig, ready: Callable[[Server, str], None], on_stop: OnStop) -> None:
     """`ready(server, token)` is called when clients are accepted; `token` is the first token's text, "" if it is no longer kept."""
@@ -131,6 +134,9 @@ async def _session(config: ClientConfig) -> AsyncIterator[Caller]:
     try:
         await _first(stands.wait(), running)
         yield caller
+        if not caller.streams:
+            caller.drain()
+            await asyncio.wait([running], timeout=_GOODBYE)
     finally:
         await caller.close()
         await asyncio.gather(running, return_exceptions=True)

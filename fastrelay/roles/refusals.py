@@ -25,7 +25,7 @@ class Refusals:
             f"Refused {who or 'a connection'}: {explain(error, first)}.",
             client=who,
             code=broken.code.name if broken is not None else None,
-            name=known.get("name"),
+            name=known.get("name") or None,
             token=known.get("token"),
             key_id=known.get("key_id"),
             rule=known.get("rule"),

@@ -8,6 +8,7 @@ import resource
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -26,6 +27,12 @@ def program(name: str) -> str:
     """The full path of a program."""
     path = shutil.which(name, path=PLACES)
     return path or missing(f"the program {name} is not installed")
+
+
+def postgres() -> Path:
+    """Where the programs of PostgreSQL's newest version are; Debian has only its clients on the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else missing("the server of PostgreSQL is not installed")
 
 
 def root(why: str) -> None:

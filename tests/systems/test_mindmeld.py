@@ -171,10 +171,10 @@ def test_a_service_lives_as_long_as_its_session(run: Run, tmp_path: Path, caplog
 
 def test_a_reservation_ends(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
-        async with relay(tmp_path / "r", Limits(reserved_time=0.2)) as bench:
+        async with relay(tmp_path / "r", Limits(reserved_time=0.1)) as bench:
             (await provider(bench)).close()
             await until(lambda: not bench.server.registry.here("home"), "the provider is gone")
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.15)
             await provider(bench, "lab", "db", "other")
 
     run(main())
@@ -212,14 +212,14 @@ def test_a_provider_that_never_answers_times_out(run: Run, tmp_path: Path, caplo
 
     async def main() -> None:
         async with (
-            relay(tmp_path / "r", Limits(answer_time=0.3)) as bench,
+            relay(tmp_path / "r", Limits(answer_time=0.15)) as bench,
             caller(tmp_path / "c", bench.port, bench.token.text()) as at,
         ):
             peer = await provider(bench)
             start = time.monotonic()
             local, number = await met(at, peer)
             assert await local.to_end() == (b"", End.RESET)
-            assert 0.3 <= time.monotonic() - start < 0.3 + AT_ONCE
+            assert 0.15 <= time.monotonic() - start < 0.15 + AT_ONCE
             assert (await peer.frame(Kind.RESET)).stream == number, "and the provider is told"
             assert "did not answer in time" in caplog.text
             await peer.send(pair.reset(number))
