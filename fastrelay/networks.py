@@ -102,7 +102,10 @@ def parse_balancers(specs: Iterable[str]) -> Networks | None:
     try:
         return read(texts) if texts else None
     except ValueError as why:
-        raise UsageError(f"The load balancers {','.join(texts)!r} are not understood: {why}.") from None
+        reason = str(why).removesuffix(f"; {_RIGHT}")
+        raise UsageError(
+            f"The load balancers {','.join(texts)!r} are not understood: {reason}; write them like 10.0.0.5 or 192.0.2.0/24,2001:db8::/32."
+        ) from None
 
 
 def _network(text: str) -> _Network:

@@ -85,14 +85,14 @@ def list_(relay: str, credentials: Credentials, loop: str) -> None:
     """Print the private services that the token reaches.
 
     On a terminal as a table; elsewhere a line for each, with tabs between its name, kind, client, since when it is there or was last seen
-    (unix time), and yes or no for whether it can be reached now.
+    (unix time), and yes or no for whether it can be reached now. A pool has a line for each of its clients; - is the client of one that has none.
     """
     from fastrelay.app import run_list
     from fastrelay.limits import DEFAULTS
 
     config = credentials.config(relay, "", (), DEFAULTS)
     found = run(lambda on_stop: run_list(config), loop, None, quiet=True)
-    rows = [(one.name, one.kind, one.client, one.since, "yes" if one.here else "no") for one in found]
+    rows = [(one.name, one.kind, one.client or "-", one.since, "yes" if one.here else "no") for one in found]
     if not sys.stdout.isatty():
         for row in rows:
             click.echo("\t".join(map(str, row)))

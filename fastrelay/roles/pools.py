@@ -81,9 +81,9 @@ class Pool:
         if request.port not in (0, self.port):
             return f"the pool {self.name!r} has port {self.port}, not {request.port}; ask for that, or for any"
         if visitors != self.visitors:
-            return (
-                f"the pool {self.name!r} is for {self.visitors or 'all'} visitors, so it is so for each of its clients"
-            )
+            if self.visitors is None:
+                return f"the pool {self.name!r} is for everybody; ask for the same, without --visitors"
+            return f"the pool {self.name!r} is for visitors from {self.visitors}; ask for the same with --visitors"
         return ""
 
     def join(self, tunnel: Tunnel, number: int, now: float) -> Member:

@@ -134,7 +134,9 @@ class Registry:
                 return Offer((wanted,))
             if owner in self._here:
                 return Offer(
-                    (), "port-taken", f"port {wanted} is in use by {_title(owner)}; ask for another, or for any"
+                    (),
+                    "port-taken",
+                    f"port {wanted} is in use by {_title(owner)}; ask for another, or for any{_join(owner, allowed.label)}",
                 )
             return Offer(
                 (),
@@ -184,7 +186,7 @@ class Registry:
                 return Offer(())
             return Offer((), "limit", f"{_MOST_NAMED} names of private services are kept, as many as may be")
         if owner in self._here:
-            return Offer((), "name-taken", f"{_title(owner)} has a private service {service!r}; use another name")
+            return Offer((), "name-taken", f"the name {service!r} is in use by {_title(owner)}; use another")
         return Offer(
             (), "name-reserved", f"the name {service!r} is reserved for {_title(owner)}, which is away; use another"
         )
@@ -245,6 +247,11 @@ class Registry:
 def pool_owner(label: str, name: str) -> str:
     """What owns the port or the name of a pool: no client can be called so."""
     return f"{label}/{name}"
+
+
+def _join(owner: str, label: str) -> str:
+    its, _, name = owner.partition("/")
+    return f", or join it with --pool {name}" if name and its == label else ""
 
 
 def _title(owner: str) -> str:

@@ -128,10 +128,8 @@ class Visiting:
         if self._listed is None:
             raise ProtocolError(Code.PROTOCOL, "LISTED that nobody asked for")
         for one in answer.services:  # they are shown to people
-            if (
-                not all(NAME.fullmatch(word) for word in (one.name, one.kind, one.client))
-                or not 0 <= one.since < 1 << 40
-            ):
+            words = (one.name, one.kind, one.client) if one.client or one.here else (one.name, one.kind)
+            if not all(NAME.fullmatch(word) for word in words) or not 0 <= one.since < 1 << 40:
                 raise ProtocolError(Code.PROTOCOL, "LISTED names what cannot be")
         self._listings += answer.services
         if len(self._listings) > _MOST_LISTED:

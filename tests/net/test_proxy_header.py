@@ -124,3 +124,43 @@ def test_whatever_a_relay_says_of_visitors_is_a_whole_header(visitor: str, versi
     raw = announce(version, visitor, ("127.0.0.1", 22))
     header = parse(raw)
     assert header is not None and header.size == len(raw)
+
+
+pieces = st.sampled_from(
+    [
+        SIGNATURE,
+        SIGNATURE[:7],
+        V2,
+        V2[12:],
+        b"PROXY ",
+        b"TCP4 ",
+        b"TCP6 ",
+        b"UNKNOWN",
+        b"192.0.2.9 ",
+        b"::1 ",
+        b"443",
+        b" ",
+        b"\r\n",
+        b"\x20\x21\x11",
+    ]
+)
+
+
+@given(st.binary(max_size=300) | st.lists(pieces | st.binary(max_size=4), max_size=12).map(b"".join))
+def test_any_bytes_are_a_header_or_the_start_of_one_or_refused(raw: bytes) -> None:
+    """What comes behind changes nothing of a header, and what is refused stays so: however a header is cut, it is read the same."""
+    try:
+        found = parse(raw)
+    except ValueError:
+        with pytest.raises(ValueError):
+            parse(raw + b"\r\n")
+        return
+    if found is None:
+        assert len(raw) < MOST
+        return
+    assert 0 < found.size <= min(len(raw), MOST)
+    assert parse(raw[: found.size]) == parse(raw + b"more") == found
+    assert all(parse(raw[:cut]) is None for cut in range(found.size))
+    if found.visitor is not None:
+        ipaddress.ip_address(found.visitor[0])
+        assert 0 <= found.visitor[1] <= 65_535

@@ -18,6 +18,7 @@ from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.roles.test_server import RelayBench, relay
 from tests.support import pair
+from tests.support.callers import caller as calling
 from tests.support.grants import make_token
 from tests.support.peers import End
 from tests.support.tunnel import Local, Peer, turns, until
@@ -329,8 +330,8 @@ def test_members_agree(run: Run, tmp_path: Path) -> None:
             port = (await share(bench, one, visitors=("127.0.0.0/8",))).port
             for request, told in (
                 ({"port": port + 1, "visitors": ("127.0.0.0/8",)}, f"has port {port}"),
-                ({"visitors": ("10.0.0.0/8",)}, "is for 127.0.0.0/8"),
-                ({}, "is for 127.0.0.0/8"),
+                ({"visitors": ("10.0.0.0/8",)}, "is for visitors from 127.0.0.0/8"),
+                ({}, "is for visitors from 127.0.0.0/8"),
                 ({"kind": "private", "visitors": ("127.0.0.0/8",)}, "is of kind tcp"),
             ):
                 answer = await share(bench, two, **request)
@@ -430,6 +431,8 @@ def test_a_private_pool(run: Run, tmp_path: Path) -> None:
             await caller.send(wire.frame(Kind.LIST, 0, b"{}"))
             listed = wire.unpack_json((await caller.frame(Kind.LISTED)).payload, wire.Listed)
             assert [(one.name, one.client, one.here) for one in listed.services] == [("web", "", False)]
+            async with calling(tmp_path / "c", bench.port, bench.server.token()) as there:
+                assert [one.client for one in await there.caller.visiting.listing()] == [""]
 
     run(main())
 
