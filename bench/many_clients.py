@@ -11,7 +11,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from fastrelay.config import ClientConfig, Exposure, Target, join_host, parse_relay
+from fastrelay.config import ClientConfig, Exposure, Public, Target, parse_relay
 from fastrelay.roles.client import Client
 from fastrelay.state import ClientState
 
@@ -31,8 +31,8 @@ async def serve(relay: str, token: str, target: int, clients: int, directory: Pa
     await asyncio.gather(*runs)
 
 
-def said(_: Exposure, host: str, port: int) -> None:
-    print(f"tcp://{join_host(host, port)}", flush=True)
+def said(_: Exposure, public: Public) -> None:
+    print(public.url, flush=True)
 
 
 def main() -> None:

@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrelay.config import ClientConfig, Exposure, PortRange, Relay, ServerConfig, Target, join_host
+from fastrelay.config import ClientConfig, Exposure, PortRange, Public, Relay, ServerConfig, Target, join_host
 from fastrelay.errors import StartError
 from fastrelay.state import ClientState, ServerState
 
 if TYPE_CHECKING:
     from fastrelay.errors import Code
+    from fastrelay.front.http.front import HttpFront
     from fastrelay.roles.caller import Caller
     from fastrelay.roles.server import Server
     from fastrelay.wire import Listing
@@ -36,17 +37,41 @@ async def run_server(config: ServerConfig, ready: Callable[[Server, str], None],
     from fastrelay.roles.server import Server
 
     state = ServerState.open(config.state)
+    web: HttpFront | None = None
     try:
         server = Server(config, state)
+        if config.http or config.https:
+            web = _web(server)
         server.start()
     except BaseException:
+        if web is not None:
+            web.close()
         state.close()
         raise
+    if web is not None:
+        web.start()
     ready(server, server.token())
-    await _until_stopped(on_stop, server.drain, server.close)
+
+    async def drain() -> None:
+        if web is not None:
+            web.drain()
+        await server.drain()
+
+    async def close() -> None:
+        if web is not None:
+            web.close()
+        await server.close()
+
+    await _until_stopped(on_stop, drain, close)
 
 
-async def run_client(config: ClientConfig, reachable: Callable[[Exposure, str, int], None], on_stop: OnStop) -> None:
+def _web(server: Server) -> HttpFront:
+    from fastrelay.front.http.front import HttpFront
+
+    return HttpFront(server)
+
+
+async def run_client(config: ClientConfig, reachable: Callable[[Exposure, Public], None], on_stop: OnStop) -> None:
     from fastrelay.roles.client import Client
 
     state = ClientState.open(config.state, config.relay.url, config.name)
@@ -154,7 +179,7 @@ def _caller(config: ClientConfig, stands: Callable[[], None], *, again: bool = T
 
 
 async def run_demo(
-    exposures: tuple[Exposure, ...], reachable: Callable[[Exposure, str, int], None], on_stop: OnStop
+    exposures: tuple[Exposure, ...], reachable: Callable[[Exposure, Public], None], on_stop: OnStop
 ) -> None:
     """Relay, client and, without exposures, a page to look at, all on loopback and in a state directory of their own."""
     from fastrelay.demo import Page

@@ -207,6 +207,19 @@ def parse_pin(text: str) -> bytes:
     return pin
 
 
+def login_text(login: bytes) -> str:
+    """The SHA-256 of a login (protocol.md section 5.3) as it is written; "" for none."""
+    return _encode(login) if login else ""
+
+
+def read_login(text: str) -> bytes:
+    """The same from the wire. Raises ValueError."""
+    login = _decode(text)
+    if text and login is None:
+        raise ValueError("it is not a SHA-256 in base64url")
+    return login or b""
+
+
 def pin_texts(pins: Iterable[bytes]) -> list[str]:
     """Pins as they are written."""
     return [_encode(pin) for pin in pins]

@@ -29,6 +29,7 @@ OWN: Final = "own"
 """In `reach`: the private services of clients that came with the same token."""
 _LISTED: Final = 8
 _PATTERN: Final = re.compile(r"[a-z0-9*][a-z0-9._*-]{0,62}")
+_HOSTS: Final = re.compile(r"[a-z0-9*]([a-z0-9.*-]{0,251}[a-z0-9*])?")
 _DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST: Final = 36525 * 86400  # a hundred years
@@ -167,6 +168,16 @@ def parse_patterns(text: str, what: str) -> tuple[str, ...]:
     return patterns
 
 
+def parse_hosts(text: str) -> tuple[str, ...]:
+    """`web.home.example,*.lab.example`: host names, in which `*` stands for any characters; "" is none. Raises UsageError."""
+    patterns = tuple(word.strip().lower() for word in text.split(",")) if text.strip() else ()
+    if not all(_HOSTS.fullmatch(pattern) for pattern in patterns):
+        raise UsageError(
+            f"The host names {text!r} are not understood: write them between commas, with * for any characters, like *.home.example.com."
+        )
+    return patterns
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether the name is one of the pattern's. Takes time in proportion to their lengths."""
     first, *rest = pattern.split("*")
@@ -237,7 +248,7 @@ def show_time(seconds: float) -> str:
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one token is good for: `names` of clients and of their `services` as patterns, `ports` as `Ports` writes them, how many streams
     at a time (`max_streams`, 0 is no bound of its own), until when (`expires`, unix time, 0 is for ever), and which private services it reaches
-    (`reach`, patterns, of which OWN stands for those of clients with this token).
+    (`reach`, patterns, of which OWN stands for those of clients with this token), and `hosts` of its HTTP services, as patterns.
 
     A member that this version does not know is an error: it might be a bound. Raises ValueError for what cannot be.
     """
@@ -248,11 +259,14 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_streams: int = 0
     expires: float = 0.0
     reach: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for pattern in (*self.names, *self.services, *self.reach):
             if not _PATTERN.fullmatch(pattern):
                 raise ValueError(f"{pattern!r} is no name or pattern")
+        if any(not _HOSTS.fullmatch(pattern) for pattern in self.hosts):
+            raise ValueError(f"{self.hosts} are no host names or patterns")
         try:
             Ports.parse(self.ports)
         except UsageError as error:
@@ -267,8 +281,10 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, expires=0.0) == msgspec.structs.replace(other, expires=0.0)
 
 
-FIRST_GRANT: Final = Grant(names=("*",), services=("*",), ports=_RELAY, reach=(OWN,))
-"""The first token's: every name, the range of ports that the relay was started with, and the private services of its own clients."""
+FIRST_GRANT: Final = Grant(names=("*",), services=("*",), ports=_RELAY, reach=(OWN,), hosts=("*",))
+"""The first token's: every name, the range of ports that the relay was started with, the private services of its own clients, and every host name
+under the relay's domain.
+"""
 
 
 class Key(Verifier, frozen=True):
@@ -358,6 +374,17 @@ class Key(Verifier, frozen=True):
         if label == self.label:
             return None
         return Refusal(OWN, f"no client with the token {self.label!r} has a private service {service!r}")
+
+    def refuse_host(self, host: str) -> Refusal | None:
+        """For the host name of an HTTP service."""
+        hosts = self.grant.hosts
+        if any(matches(pattern, host) for pattern in hosts):
+            return None
+        return Refusal(
+            "hosts",
+            f"the token {self.label!r} is for {_listed('hosts', hosts)}, not {host!r}; one that is for it is made by "
+            f"`fastrelay token new LABEL --hosts {host}` on the relay",
+        )
 
     def ports(self, relay: PortRange, own: int) -> Allowed:
         """What it gives on a relay with this range of its own, which takes its clients on the port `own`."""

@@ -293,6 +293,7 @@ class Expose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     port: int = 0
     visitors: tuple[str, ...] = ()
     pool: bool = False
+    login: str = ""
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
@@ -317,12 +318,15 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exposed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The relay's answer: a port for a kind that has one, held to so many networks of visitors; or an error with a sentence for the person."""
+    """The relay's answer: a port or a `url` for a kind that has one, held to so many networks of visitors; or an error with a sentence for the
+    person.
+    """
 
     service: int
     port: int = 0
     visitors: int = 0
     pool: bool = False
+    url: str = ""
     error: str = ""
     text: str = ""
 

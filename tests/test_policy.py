@@ -302,7 +302,7 @@ def test_how_many_visitors() -> None:
     [
         {"names": ["Home"]}, {"names": [""]}, {"names": "home"}, {"services": ["a b"]}, {"ports": "1-65535"}, {"ports": 443},
         {"ports": "all"}, {"max_streams": -1}, {"max_streams": 65536}, {"expires": -1}, {"expires": 1e300}, {"expires": "30d"},
-        {"expire": 1}, {"names": ["home"], "hosts": ["*"]},
+        {"expire": 1}, {"names": ["home"], "domains": ["*"]}, {"hosts": ["a b"]}, {"hosts": ["-a"]},
     ],
 )  # fmt: skip
 def test_grants_that_cannot_be(grant: dict[str, object]) -> None:
@@ -336,7 +336,18 @@ odd = st.one_of(
     st.floats(),
     st.sampled_from(["", "*", "home", "relay", "1-9", "20000-20009", "é"]),
 )
-members = ["names", "services", "ports", "max_streams", "expires", "label", "created", "key_id", "stored_key", "hosts"]
+members = [
+    "names",
+    "services",
+    "ports",
+    "max_streams",
+    "expires",
+    "label",
+    "created",
+    "key_id",
+    "stored_key",
+    "domains",
+]
 
 
 @fewer

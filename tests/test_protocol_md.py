@@ -157,7 +157,7 @@ def test_the_rules_of_windows() -> None:
 
 def test_errors_of_expose() -> None:
     rooms = Path(roles.__file__).parent
-    code = "".join((rooms / name).read_text(encoding="utf-8") for name in ("tunnel.py", "registry.py"))
+    code = "".join((rooms / name).read_text(encoding="utf-8") for name in ("tunnel.py", "registry.py", "sites.py"))
     said = re.findall(r'(?:refused\(\s*|Offer\(\s*\(\),\s*)"([a-z-]+)"', code)
     assert {error for error, _ in table("5", 1)[1]} == set(said)
 

@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from fastrelay import wire
 from fastrelay.api.opening import refusal
-from fastrelay.config import ClientConfig, Exposure, Target
+from fastrelay.config import ClientConfig, Exposure, Public, Target
 from fastrelay.errors import (
     AuthError,
     Code,
@@ -93,8 +93,8 @@ class Embedded(Client):
             del self._answers[number]
         return number
 
-    def where(self, number: int) -> tuple[str, int]:
-        """Host and port that visitors of a service use, as the relay has told last."""
+    def where(self, number: int) -> Public:
+        """What visitors of a service use, as the relay has told last."""
         return self._addresses[number]
 
     def drop(self, number: int) -> None:
@@ -108,7 +108,7 @@ class Embedded(Client):
             if not answer.done():
                 answer.set_exception(error)
 
-    def _is_reachable(self, exposure: Exposure, host: str, port: int) -> None:
+    def _is_reachable(self, exposure: Exposure, public: Public) -> None:
         for number, known in self._exposures.items():
             answer = self._answers.get(number)
             if known is exposure and answer is not None and not answer.done():

@@ -290,17 +290,17 @@ class Service:
     @property
     def host(self) -> str:
         """Where visitors reach it; another one perhaps after the tunnel was lost."""
-        return self._client.where(self._number)[0]
+        return self._client.where(self._number).host
 
     @property
     def port(self) -> int:
-        """The public port, 0 of a private service."""
-        return self._client.where(self._number)[1]
+        """The public port, 0 of a private service; of an HTTP service that of its `url`."""
+        return self._client.where(self._number).port
 
     @property
     def url(self) -> str:
-        """`tcp://HOST:PORT`, or `fastrelay://NAME` of a private service."""
-        return self._exposure.url(self.host, self.port)
+        """`tcp://HOST:PORT`, `fastrelay://NAME` of a private service, or `https://NAME.DOMAIN` of an HTTP service."""
+        return self._client.where(self._number).url
 
     def close(self) -> None:
         """Refuse visitors from now on; those who are here go on. May be called again."""

@@ -23,7 +23,7 @@ from fastrelay.cli.tokens import token
 from fastrelay.errors import StartError
 
 if TYPE_CHECKING:
-    from fastrelay.config import Exposure
+    from fastrelay.config import Exposure, Public
 
 
 @click.group(context_settings={"auto_envvar_prefix": "FASTRELAY", "help_option_names": ["-h", "--help"]})
@@ -47,15 +47,15 @@ def demo(expose: tuple[str, ...], loop: str) -> None:
 
     exposures = tuple(parse_expose(spec) for spec in expose)
 
-    def reachable(exposure: Exposure, host: str, port: int) -> None:
+    def reachable(exposure: Exposure, public: Public) -> None:
         if not exposures:
             say(
-                f"\nA relay and a client run on this machine. Send a byte through them:\n\n    curl http://{host}:{port}/\n"
+                f"\nA relay and a client run on this machine. Send a byte through them:\n\n    curl http://{public.host}:{public.port}/\n"
             )
         else:
-            say(f"\n{exposure.target} is reachable through a relay on this machine, at {exposure.url(host, port)}.\n")
+            say(f"\n{exposure.target} is reachable through a relay on this machine, at {public.url}.\n")
         say("Ctrl-C drains and stops.")
-        data(exposure.url(host, port))
+        data(public.url)
 
     run(lambda on_stop: run_demo(exposures, reachable, on_stop), loop, DEFAULTS.drain_time)
 

@@ -21,7 +21,7 @@ from fastrelay.cli.output import data, say
 from fastrelay.cli.running import run
 
 if TYPE_CHECKING:
-    from fastrelay.config import Exposure
+    from fastrelay.config import Exposure, Public
 
 
 @click.command(cls=Limited)
@@ -48,6 +48,15 @@ if TYPE_CHECKING:
     show_envvar=True,
     help="Tell the target of the service NAME, or of all, who the visitor is: its connections begin with a PROXY header. May be repeated.",
 )
+@click.option(
+    "--auth",
+    metavar="[NAME=]USER:PASSWORD",
+    multiple=True,
+    envvar="FASTRELAY_CLIENT_AUTH",
+    show_envvar=True,
+    help="What visitors of the HTTP service NAME must show, or of all that have none of their own. Processes of other users can read it here: "
+    "the variable is better. May be repeated.",
+)
 @click.option("--name", metavar="ID", show_envvar=True, help="Who this client is; the host name if not given.")
 @credential_options
 @audit_option
@@ -59,6 +68,7 @@ def client(
     visitors: tuple[str, ...],
     pool: tuple[str, ...],
     proxy_protocol: tuple[str, ...],
+    auth: tuple[str, ...],
     name: str | None,
     credentials: Credentials,
     audit: Path | None,
@@ -72,17 +82,20 @@ def client(
     from dataclasses import replace
 
     from fastrelay.app import run_client
-    from fastrelay.config import assign_pools, assign_proxy, host_name, parse_expose
+    from fastrelay.config import assign_logins, assign_pools, assign_proxy, host_name, parse_expose
     from fastrelay.limits import Side, parse_limits
     from fastrelay.networks import assign
 
     if not visitors:
         refuse_empty("FASTRELAY_CLIENT_VISITORS")
+    if not auth:
+        refuse_empty("FASTRELAY_CLIENT_AUTH")
     exposures = [parse_expose(spec) for spec in expose]
     services = [exposure.name for exposure in exposures]
     listed = assign(visitors, services)
     shared = assign_pools(pool, services)
     versions = assign_proxy(proxy_protocol, services)
+    logins = assign_logins(auth, services)
     config = credentials.config(
         relay,
         host_name(socket.gethostname()) if name is None else name,
@@ -92,6 +105,7 @@ def client(
                 visitors=listed.get(exposure.name),
                 pool=exposure.name in shared,
                 proxy=versions[exposure.name],
+                login=logins.get(exposure.name, b""),
             )
             for exposure in exposures
         ),
@@ -100,10 +114,10 @@ def client(
     run(lambda on_stop: run_client(config, _reachable, on_stop), loop, config.limits.drain_time, audit)
 
 
-def _reachable(exposure: Exposure, host: str, port: int) -> None:
+def _reachable(exposure: Exposure, public: Public) -> None:
     if sys.stderr.isatty() and exposure.target.port == 22:
-        if exposure.kind == "tcp":
-            say(f"            Try it: ssh -p {port} you@{host}")
+        if public.port:
+            say(f"            Try it: ssh -p {public.port} you@{public.host}")
         else:
             say(f"            Try it elsewhere: ssh -o ProxyCommand='fastrelay dial RELAY %h' you@{exposure.name}")
-    data(exposure.url(host, port))
+    data(public.url)

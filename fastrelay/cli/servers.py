@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from fastrelay.cli.limits import Limited, limit_option
 from fastrelay.cli.options import audit_option, loop_option, refuse_empty
 from fastrelay.cli.output import data, say
 from fastrelay.cli.running import run
+from fastrelay.cli.web import web_config, web_options
 
 if TYPE_CHECKING:
     from fastrelay.roles.server import Server
@@ -80,6 +81,7 @@ _START = time.monotonic()
     show_envvar=True,
     help="Where clients with wss:// are taken, on the same port as others.",
 )
+@web_options
 @audit_option
 @limit_option
 @loop_option
@@ -99,6 +101,7 @@ def server(
     audit: Path | None,
     limit: tuple[str, ...],
     loop: str,
+    **web: Any,
 ) -> None:
     """Run the relay, on the machine with an address."""
     from fastrelay.app import run_server
@@ -129,6 +132,7 @@ def server(
         balancers=parse_balancers(proxy_protocol),
         behind_proxy=behind_proxy,
         websocket_path=websocket_path,
+        **web_config(**web),
     )
     run(lambda on_stop: run_server(config, _server_ready, on_stop), loop, config.limits.drain_time, audit)
 
@@ -141,6 +145,11 @@ def _server_ready(server: Server, token: str) -> None:
     # What is advertised leads to the proxy, if there is one, and not here.
     host = "" if config.behind_proxy else config.advertise
     where = join_host(host or own_address(config.bind_host), server.port)
+    listens = [one[0] for one in (config.http, config.https) if one]
+    fronts = [
+        f"{scheme}://{join_host(config.advertise or own_address(host), port)}"
+        for (scheme, port), host in zip(server.fronts, listens, strict=True)
+    ]
     if sys.stderr.isatty():
         trust = "no TLS, this machine only"
         if config.behind_proxy:
@@ -151,16 +160,19 @@ def _server_ready(server: Server, token: str) -> None:
         relay = config.front if config.behind_proxy else f"tcp://{where}" if config.plaintext else where
         proof = f"--token {token}" if token else "--token-file FILE"
         join = f"fastrelay client {relay} --expose 22 {proof}"
+        under = f", services at *.{config.domain}" if config.domain else ""
+        web = f"  Web         {', '.join(fronts)}{under}\n" if fronts else ""
         if config.require_client_cert:
             join += " --client-cert FILE --client-key FILE"
         say(
             f"fastrelay {__version__}   ready in {time.monotonic() - _START:.1f} s\n\n"
             f"  Clients     {where:<24}{trust}\n"
-            f"  Visitors    tcp {config.ports}\n"
+            f"  Visitors    tcp {config.ports}\n{web}"
             f"  Memory      {server.bound}\n"
             f"  State       {config.state}\n\n"
             f"  On the machine to reach, run:\n\n"
             f"    {join}\n\n"
             f"  Ctrl-C drains and stops.\n"
         )
-    data(f"{config.scheme}://{where}")
+    for line in (f"{config.scheme}://{where}", *fronts):
+        data(line)

@@ -73,6 +73,13 @@ def _identity(command: Callable[..., None]) -> Callable[..., None]:
     "With this alone it is for visiting only: no --services and no --names.",
 )
 @click.option(
+    "--hosts",
+    metavar="NAMES",
+    default="",
+    show_envvar=True,
+    help="Host names of HTTP services, as in web.home.example or *.home.example; none if not given.",
+)
+@click.option(
     "--expires",
     metavar="WHEN",
     show_envvar=True,
@@ -100,6 +107,7 @@ def new(
     services: str | None,
     names: str | None,
     reach: str,
+    hosts: str,
     expires: str | None,
     max_streams: int | None,
     client_cert: Path | None,
@@ -113,13 +121,14 @@ def new(
     It grants nothing but what is said here.
     """
     from fastrelay.net.tls import file_pin
-    from fastrelay.policy import OWN, Grant, Key, Ports, check_label, parse_expiry, parse_patterns
+    from fastrelay.policy import OWN, Grant, Key, Ports, check_label, parse_expiry, parse_hosts, parse_patterns
     from fastrelay.state.tokens import new_token
 
     now = time.time()
     check_label(label)
     reached = parse_patterns(reach, "service") if reach else ()
-    visits_only = bool(reached) and OWN not in reached and not ports and services is None and names is None
+    served = parse_hosts(hosts)
+    visits_only = bool(reached) and OWN not in reached and not (ports or served) and services is None and names is None
     grant = Grant(
         names=(() if visits_only else (label,)) if names is None else parse_patterns(names, "client"),
         services=(() if visits_only else ("*",)) if services is None else parse_patterns(services, "service"),
@@ -127,6 +136,7 @@ def new(
         reach=reached,
         max_streams=max_streams or 0,
         expires=0.0 if expires is None else parse_expiry(expires, now),
+        hosts=served,
     )
     if no_token and client_cert is None:
         raise UsageError("Without a token there must be a certificate: name the client's with --client-cert.")
@@ -159,7 +169,7 @@ def list_(state: Path | None) -> None:
     """Print a table of all tokens; no secrets."""
     from fastrelay.policy import show_time
 
-    rows = [("LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "REACH", "EXPIRES", "CREATED")]
+    rows = [("LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "REACH", "HOSTS", "EXPIRES", "CREATED")]
     for key in _open(state).tokens.all():
         grant = key.grant
         rows.append(
@@ -171,6 +181,7 @@ def list_(state: Path | None) -> None:
                 ",".join(grant.names) or "-",
                 ",".join(grant.services) or "-",
                 ",".join(grant.reach) or "-",
+                ",".join(grant.hosts) or "-",
                 show_time(grant.expires) if grant.expires else "-",
                 show_time(key.created),
             )
@@ -302,7 +313,8 @@ def _hand_out(
     service = "" if "*" in grant.services else f"{_example(grant.services, 'NAME')}="
     relay = _relay(kept)
     goal = "On the machine to reach"
-    command = f"fastrelay client {relay or 'RELAY'}{name} --expose {service}{'22' if grant.ports else 'private://22'}"
+    spec = "22" if grant.ports else "http://8000" if grant.hosts else "private://22"
+    command = f"fastrelay client {relay or 'RELAY'}{name} --expose {service}{spec}"
     if not grant.names:
         goal = "On the machine of the visitor"
         command = f"fastrelay forward {relay or 'RELAY'} {_example(grant.reach, 'NAME')}"
@@ -315,7 +327,7 @@ def _hand_out(
         what = f"The certificate is enough for {label!r}, there is no token. {goal}, with {where}its files for CERT and KEY"
         proof += "".join(f" --pin {pin}" for pin in pin_texts(pins))
     say(f"\n{what}, run:\n\n    {command}{proof}\n")
-    if grant.names and not grant.ports:
+    if grant.names and not grant.ports and not grant.hosts:
         say(
             "It grants no public port, so with it a client can expose private services only. One that does is made like this: "
             "`fastrelay token new LABEL --ports 20000-20009`.\n"
@@ -358,6 +370,7 @@ def _description(key: Key) -> str:
         "names": ",".join(grant.names) or "none",
         "services": ",".join(grant.services) or "none",
         "reach": ",".join(grant.reach) or "none",
+        "hosts": ",".join(grant.hosts) or "none",
         "streams": str(grant.max_streams or "as many as the client takes"),
         "expires": f"{show_time(grant.expires)}{over}" if grant.expires else "never",
         "created": show_time(key.created),

@@ -5,12 +5,16 @@ UsageError, a sentence that quotes the text and shows a right one, and nothing e
 """
 
 from fastrelay.config.client import ClientConfig as ClientConfig
+from fastrelay.config.exposures import LABEL as LABEL
 from fastrelay.config.exposures import Exposure as Exposure
+from fastrelay.config.exposures import Public as Public
 from fastrelay.config.exposures import Target as Target
+from fastrelay.config.exposures import assign_logins as assign_logins
 from fastrelay.config.exposures import assign_pools as assign_pools
 from fastrelay.config.exposures import assign_proxy as assign_proxy
 from fastrelay.config.exposures import check_service as check_service
 from fastrelay.config.exposures import parse_expose as parse_expose
+from fastrelay.config.exposures import parse_public as parse_public
 from fastrelay.config.hosts import NAME as NAME
 from fastrelay.config.hosts import PortRange as PortRange
 from fastrelay.config.hosts import host_name as host_name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final, NamedTuple
 
 from fastrelay.config.hosts import (
     NAME,
@@ -14,6 +15,7 @@ from fastrelay.config.hosts import (
     check_name,
     check_port,
     endpoint,
+    is_host,
     join_host,
     legal,
     read_port,
@@ -23,8 +25,14 @@ from fastrelay.networks import Networks
 
 _UNIX_PATH: Final = 107  # bytes: what Linux's sockaddr_un holds, less the zero at its end
 
-_RIGHT_SPEC: Final = "write it like 22, 20022:22, ssh=20022:192.168.1.7:22, web=unix:/run/web.sock or db=private://5432"
 PROXY_VERSIONS: Final = {"off": 0, "v1": 1, "v2": 2}
+LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""A name that can be a part of a host name (RFC 1123, 2.1); for `fullmatch`."""
+
+_URL: Final = re.compile(r"(https?)://([a-z0-9.-]{1,253})(?::([0-9]{1,5}))?")
+_RIGHT_SPEC: Final = (
+    "write it like 22, 20022:22, ssh=20022:192.168.1.7:22, web=unix:/run/web.sock, web=http://8000 or db=private://5432"
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Exposure:
     pool: bool = False
     proxy: int = 0
     kind: str = "tcp"
+    login: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         check_name(self.name, "service")
@@ -75,15 +84,40 @@ class Exposure:
             raise UsageError(f"There is no version {self.proxy} of the PROXY protocol: use 1 or 2, or 0 for none.")
         if self.port and self.kind != "tcp":
             raise UsageError(f"The service {self.name!r} is {self.kind} and has no public port: leave out {self.port}.")
+        if self.kind == "http" and not LABEL.fullmatch(self.name):
+            raise UsageError(
+                f"The service {self.name!r} cannot have this name, which is to be a part of a host name: use a-z 0-9 and -, and begin and end "
+                "with a letter or digit, such as my-web."
+            )
+        if self.pool and self.kind == "http":
+            raise UsageError(f"The service {self.name!r} is http and cannot be a pool: leave out --pool {self.name}.")
+        if self.login and self.kind != "http":
+            raise UsageError(
+                f"The service {self.name!r} is {self.kind}, and only HTTP services ask for a password: leave --auth out, or write it as "
+                f"{self.name}=http://{self.target}."
+            )
 
     def __str__(self) -> str:
         """The SPEC in full, which says nothing of what has options of its own; `parse_expose` reads it back."""
         scheme = "" if self.kind == "tcp" else f"{self.kind}://"
         return f"{self.name}={scheme}{f'{self.port}:' if self.port else ''}{self.target}"
 
-    def url(self, host: str, port: int) -> str:
-        """How visitors reach it, where the relay has given it this public address."""
-        return f"tcp://{join_host(host, port)}" if self.kind == "tcp" else f"fastrelay://{self.name}"
+
+class Public(NamedTuple):
+    """Where visitors reach a service: its URL, and of that host and port, "" and 0 where a name is enough."""
+
+    url: str
+    host: str = ""
+    port: int = 0
+
+
+def parse_public(url: str) -> Public:
+    """`http://NAME.DOMAIN` or `https://NAME.DOMAIN`, also with `:PORT`, from a relay (protocol.md section 5.3). Raises ValueError."""
+    found = _URL.fullmatch(url)
+    port = int(found[3] or {"http": 80, "https": 443}[found[1]]) if found else 0
+    if found is None or not is_host(found[2]) or not 0 < port < 65_536:
+        raise ValueError("it is not the address of an HTTP service")
+    return Public(url, found[2], port)
 
 
 def check_service(name: str) -> None:
@@ -92,16 +126,17 @@ def check_service(name: str) -> None:
 
 
 def parse_expose(spec: str) -> Exposure:
-    """`[NAME=][tcp://][PUBLIC:][HOST:]PORT` or `[NAME=]private://[HOST:]PORT`, where `unix:/PATH` may stand for HOST:PORT.
+    """`[NAME=][tcp://][PUBLIC:][HOST:]PORT`, `[NAME=]private://[HOST:]PORT` or `[NAME=]http://[HOST:]PORT`, where `unix:/PATH` may stand for
+    HOST:PORT.
 
     HOST is localhost unless given. `A:B` with digits for A is PUBLIC:PORT, else HOST:PORT. Without NAME the service is called after
-    its target: `tcp-22`, `unix-web.sock`.
+    its target: `tcp-22`, `unix-web.sock`, `http-8000`.
     """
     try:
         name, kind, public, target = _split_spec(spec.strip())
     except ValueError as why:
         raise UsageError(f"The service {spec!r} is not understood: {why}; {_RIGHT_SPEC}.") from None
-    return Exposure(_default_name(target) if name is None else name, public, target, kind=kind)
+    return Exposure(_default_name(target, kind) if name is None else name, public, target, kind=kind)
 
 
 def _split_spec(spec: str) -> tuple[str | None, str, int, Target]:
@@ -120,9 +155,11 @@ def _split_spec(spec: str) -> tuple[str | None, str, int, Target]:
         if scheme[1] == "unix":
             raise ValueError("unix: takes the path of a socket without //, as in unix:/run/x.sock")
         kind = scheme[1].lower()
-        if kind not in ("tcp", "private"):
-            raise ValueError(f"the scheme {scheme[1]!r} is not known, only tcp and private are")
+        if kind not in ("tcp", "private", "http"):
+            raise ValueError(f"the scheme {scheme[1]!r} is not known, only tcp, private and http are")
         rest = rest[scheme.end() :]
+        if kind == "http":
+            rest = rest if rest.startswith("unix:") else rest.removesuffix("/")  # as it is copied from a browser
     public = 0
     if leading := re.match(r"([0-9]+):", rest):
         public, rest = read_port(leading[1]), rest[leading.end() :]
@@ -154,10 +191,11 @@ def _path(text: str) -> str:
     return text
 
 
-def _default_name(target: Target) -> str:
+def _default_name(target: Target, kind: str) -> str:
     if not target.path:
-        return f"tcp-{target.port}"
-    return f"unix-{legal(target.path.rpartition('/')[2]) or 'socket'}"[:NAME_LENGTH]
+        return f"{'http' if kind == 'http' else 'tcp'}-{target.port}"
+    name = f"unix-{legal(target.path.rpartition('/')[2]) or 'socket'}"[:NAME_LENGTH]
+    return re.sub(r"[._]", "-", name).rstrip("-") if kind == "http" else name
 
 
 # --- what an option says of services -----------------------------------------------------------------------------------
@@ -186,6 +224,30 @@ def assign_pools(names: Iterable[str], services: Sequence[str]) -> set[str]:
     for name in sorted(pools):
         _check_exposed(name, services, f"The pool {name!r} is")
     return pools
+
+
+def assign_logins(specs: Iterable[str], services: Sequence[str]) -> dict[str, bytes]:
+    """The SHA-256 of the login of each of `services`, from `[NAME=]USER:PASSWORD` each. Without NAME it is for all that have none of their own.
+
+    Raises UsageError, which quotes nothing: it might be a secret.
+    """
+    found: dict[str, bytes] = {}
+    for spec in specs:
+        user, colon, password = spec.partition(":")
+        name, named, rest = user.partition("=")
+        user = rest if named else user
+        name = name if named else ""
+        if not (colon and user and password):
+            raise UsageError("What --auth says is not understood: write it like alice:PASSWORD, or web=alice:PASSWORD.")
+        if name:
+            _check_exposed(name, services, "--auth is")
+        if name in found:
+            raise UsageError(
+                f"--auth is given twice for {f'the service {name!r}' if name else 'all services'}: give it once."
+            )
+        found[name] = sha256(f"{user}:{password}".encode()).digest()
+    logins = {service: found.get(service, found.get("", b"")) for service in services}
+    return {service: login for service, login in logins.items() if login}
 
 
 def _check_exposed(name: str, services: Sequence[str], what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastrelay.config.hosts import PortRange, check_host, check_port, is_loopback
+from fastrelay.config.hosts import NAME_LENGTH, PortRange, check_host, check_port, is_loopback
 from fastrelay.config.relays import check_path
 from fastrelay.errors import UsageError
 from fastrelay.limits import DEFAULTS, Limits
@@ -19,7 +19,9 @@ class ServerConfig:
 
     `cert` and `key` are PEM files, or None for the relay's own identity in `state`. `client_ca` is a PEM file of CAs: clients may show a
     certificate of theirs, and with `require_client_cert` must. Connections from `balancers` begin with a PROXY header.
-    WebSocket tunnels are taken at `websocket_path`; with `behind_proxy` nothing else is, without TLS, from the proxy that ends it. Raises UsageError for what cannot be together.
+    WebSocket tunnels are taken at `websocket_path`; with `behind_proxy` nothing else is, without TLS, from the proxy that ends it.
+    `http` and `https` are where the HTTP front listens, if it does, `http_cert` and `http_key` its PEM files, and `domain` is what its services have
+    their host names under. Raises UsageError for what cannot be together.
     """
 
     bind_host: str
@@ -36,6 +38,11 @@ class ServerConfig:
     balancers: Networks | None = None
     behind_proxy: bool = False
     websocket_path: str = WEBSOCKET_PATH
+    http: tuple[str, int] | None = None
+    https: tuple[str, int] | None = None
+    http_cert: Path | None = None
+    http_key: Path | None = None
+    domain: str = ""
 
     def __post_init__(self) -> None:
         check_host(self.bind_host)
@@ -68,6 +75,24 @@ class ServerConfig:
                 "Behind a proxy that ends TLS a relay shows no certificate and sees none: leave out --cert, --key and --client-ca, "
                 "or --behind-proxy."
             )
+        self._check_front()
+
+    def _check_front(self) -> None:
+        parts = (self.https, self.http_cert, self.http_key)
+        if any(parts) and not all(parts):
+            raise UsageError(
+                "HTTPS needs an address, a certificate that browsers trust, and its key: give --https, --http-cert and --http-key together, or "
+                "none of them."
+            )
+        if not self.domain:
+            return
+        if self.http is None and self.https is None:
+            raise UsageError(
+                f"Nobody would answer for {self.domain}: say where with --http or --https, or leave --domain out."
+            )
+        if ":" in self.domain or self.domain[-1].isdigit() or "_" in self.domain:
+            raise UsageError(f"The domain {self.domain!r} is not a name in DNS: write it like home.example.com.")
+        check_host(f"{'x' * NAME_LENGTH}.{self.domain}")
 
     @property
     def scheme(self) -> str:

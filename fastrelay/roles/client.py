@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 
 from fastrelay import log, wire
-from fastrelay.config import ClientConfig, Exposure, Target
+from fastrelay.auth import login_text
+from fastrelay.config import ClientConfig, Exposure, Public, Target, join_host, parse_public
 from fastrelay.errors import Code, ProtocolError, StartError
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
@@ -30,20 +31,20 @@ _COMPLAIN_EVERY = 1.0
 class Client(Uplink):
     """An uplink with exposures: see there for its life.
 
-    `reachable(exposure, host, port)` is called when an exposure can be reached by visitors, and again when its address has changed.
+    `reachable(exposure, public)` is called when an exposure can be reached by visitors, and again when its address has changed.
     """
 
     def __init__(
         self,
         config: ClientConfig,
         state: ClientState,
-        reachable: Callable[[Exposure, str, int], None],
+        reachable: Callable[[Exposure, Public], None],
         runtime: Runtime | None = None,
     ) -> None:
         super().__init__(config, state, runtime)
         self._reachable = reachable
-        self._addresses: dict[int, tuple[str, int]] = {}  # exposure -> what visitors were told
         self._exposures = dict(enumerate(config.exposures, 1))  # by the number on the wire
+        self._addresses: dict[int, Public] = {}  # exposure -> what visitors were told
         self._asked: dict[int, Exposure] = {}  # without an answer so far
         self._served: dict[int, Exposure] = {}  # the relay has answered for it: all that OPEN may name
         self._resolver = Resolver(self.runtime.loop)
@@ -73,6 +74,7 @@ class Client(Uplink):
                 port=exposure.port,
                 visitors=visitors,
                 pool=exposure.pool,
+                login=login_text(exposure.login),
             )
         )
 
@@ -164,19 +166,23 @@ class Client(Uplink):
             self._not_exposed(answer, exposure, f"The relay does not expose {exposure.name}: {refusal}.")
             return
         self._served[answer.service] = exposure
-        where = (self._host, answer.port)
-        public = exposure.url(*where)
+        public = self._public(exposure, answer)
         log.info(
             "tunnel.ready",
-            f"{public}  →  {exposure.target}{f', for visitors from {exposure.visitors} only' if exposure.visitors else ''}"
+            f"{public.url}  →  {exposure.target}{f', for visitors from {exposure.visitors} only' if exposure.visitors else ''}"
             f"{', shared with other clients' if exposure.pool else ''}",
             service=exposure.name,
-            public=public,
+            public=public.url,
             local=str(exposure.target),
         )
-        if self._addresses.get(answer.service) != where:
-            self._addresses[answer.service] = where
-            self._reachable(exposure, *where)
+        if self._addresses.get(answer.service) != public:
+            self._addresses[answer.service] = public
+            self._reachable(exposure, public)
+
+    def _public(self, exposure: Exposure, answer: wire.Exposed) -> Public:
+        if exposure.kind == "tcp":
+            return Public(f"tcp://{join_host(self._host, answer.port)}", self._host, answer.port)
+        return parse_public(answer.url) if answer.url else Public(f"fastrelay://{exposure.name}", self._host)
 
     def _not_exposed(self, answer: wire.Exposed, exposure: Exposure, text: str) -> None:
         if answer.service in self._addresses:
@@ -190,7 +196,13 @@ class Client(Uplink):
 
 def _refusal(exposure: Exposure, answer: wire.Exposed) -> str:
     """Half a sentence that says why the relay's answer is a no, "" if it is none."""
-    if answer.error or bool(answer.port) is not (exposure.kind == "tcp"):
+    try:
+        right = exposure.kind == (
+            "tcp" if answer.port else "http" if answer.url and parse_public(answer.url) else "private"
+        )
+    except ValueError:
+        right = False
+    if answer.error or not right:
         return wire.text(answer.text.encode()) or "its answer is not one for this kind of service"
     if exposure.visitors is not None and answer.visitors != len(exposure.visitors):
         return (

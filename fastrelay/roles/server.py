@@ -13,6 +13,7 @@ import secrets
 import ssl
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from fastrelay import __version__, log, wire
 from fastrelay.auth import RelayLogin
@@ -31,6 +32,7 @@ from fastrelay.roles.keyring import Keyring
 from fastrelay.roles.pools import Pool
 from fastrelay.roles.refusals import Refusals, why
 from fastrelay.roles.registry import Registry
+from fastrelay.roles.sites import Sites
 from fastrelay.roles.tunnel import Tunnel
 from fastrelay.state import ServerState
 
@@ -50,6 +52,9 @@ class Server:
         self.registry = Registry(state.reservations(), config.limits.reserved_time)
         self.directory = Directory(self.registry)
         self.pools: dict[str, Pool] = {}  # by their owners
+        self.sites: Sites | None = None  # where HTTP services are
+        self.fronts: list[tuple[str, int]] = []  # schemes and ports of doors beside this one
+        self.looks: list[Callable[[], object]] = []  # at files of theirs, which may have been replaced
         self.port = 0  # for tunnels; once started
         self._state = state
         self._door: TunnelDoor | None = None
@@ -200,6 +205,8 @@ class Server:
 
     def _look(self) -> None:
         """Certificates and keys may have been replaced. Handshakes from now on see the new ones; tunnels that stand go on."""
+        for look in self.looks:
+            look()
         if self._shown is None or self._door is None:
             return
         pins = self.pins

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fastrelay import log, wire
+from fastrelay.auth import read_login
 from fastrelay.config import NAME
 from fastrelay.errors import Code, LimitError, ProtocolError
 from fastrelay.mux.session import Session
@@ -25,13 +26,14 @@ from fastrelay.roles.pools import Pool
 from fastrelay.roles.refusals import explain, why
 from fastrelay.roles.registry import Offer, pool_owner
 from fastrelay.roles.services import Service
+from fastrelay.roles.sites import Site, refuse_site
 from fastrelay.roles.visitors import PublicPort
 from fastrelay.roles.visits import Visit
 
 if TYPE_CHECKING:
     from fastrelay.roles.server import Server
 
-KINDS = ("tcp", "private")
+KINDS = ("tcp", "private", "http")
 
 
 class Tunnel:
@@ -91,6 +93,8 @@ class Tunnel:
         found = server.directory.service(name)
         if isinstance(found, Code):
             self._refuse(stream, request, found)
+        elif found.kind != "private":
+            self._refuse(stream, request, Code.NO_SERVICE)  # who may visit it is judged by another door
         elif not found.admits(self.host):
             self._refuse(stream, request, Code.DENIED, "visitors")
             found.deny(self.link.peer)
@@ -138,6 +142,7 @@ class Tunnel:
                 service=request.name,
                 kind=request.kind,
                 port=answer.port or None,
+                url=answer.url or None,
                 visitors=request.visitors,
                 clients=clients,
             )
@@ -210,6 +215,8 @@ class Tunnel:
                 "bad-request", f"the visitors are not 1 to {wire.MAX_NETWORKS} networks in the form 192.0.2.0/24"
             )
         now = time.time()
+        if request.kind == "http" and (no := refuse_site(server.sites, request, self.key)):
+            return refused(no.error, no.text, no.rule)
         if request.pool:
             return self._join_pool(request, visitors, now)
         if request.kind != "tcp":
@@ -218,10 +225,15 @@ class Tunnel:
                 return refused(offer.error, offer.text)
             server.registry.grant_name(self.name, request.name, self.key.label)
             server.save_soon()
-            named = Service(self, request.service, request.name, request.kind, now, server.runtime.notices, visitors)
+            notices = server.runtime.notices
+            named = Service(self, request.service, request.name, request.kind, now, notices, visitors)
+            url = ""
+            if request.kind == "http" and server.sites is not None:
+                url = server.sites.url(request.name)
+                named = Site(self, request.service, request.name, now, notices, visitors, read_login(request.login))
             self.services[request.service] = named
             server.directory.add(named)
-            return wire.Exposed(service=request.service, visitors=len(request.visitors)), ""
+            return wire.Exposed(service=request.service, visitors=len(request.visitors), url=url), ""
         sock = self._open_port(request, self.name, now)
         if isinstance(sock, Offer):
             return refused(sock.error, sock.text, sock.rule)

@@ -112,7 +112,7 @@ def test_new_for_visitors_that_serve_as_well(relay: ServerState, typed: Typed, a
         (("home", "--expires", "2020-01-01"), "over"),
         (("home", "--max-streams", "0"), "max-streams"),
         (("home", "--max-streams", "65536"), "max-streams"),
-        (("home", "--hosts", "*"), "No such option"),
+        (("home", "--hosts", "a_b"), "host names"),
         ((), "LABEL"),
     ],
 )
@@ -209,14 +209,35 @@ def test_certificates_that_cannot_be(
 # --- list and show -----------------------------------------------------------------------------------------------------
 
 
+def test_hosts(relay: ServerState, typed: Typed) -> None:
+    _, _, err = typed("new", "lab", "--hosts", "Web.home.example, *.lab.example")
+    (key,) = keys(relay, "lab")
+    assert key.grant.hosts == ("web.home.example", "*.lab.example") and "--expose http://8000 " in err
+    assert key.refuse_host("web.home.example") is None is key.refuse_host("a.b.lab.example")
+    refusal = key.refuse_host("web.lab.example.org")
+    assert refusal is not None and refusal.rule == "hosts" and "web.home.example or *.lab.example" in refusal.text
+    assert "hosts     web.home.example,*.lab.example" in typed("show", "lab")[1]
+
+
 def test_list(relay: ServerState, typed: Typed) -> None:
     typed("new", "a-longer-label", "--expires", "2099-12-31")
     code, out, err = typed("list")
     assert (code, err) == (0, "")
     head, first, second = out.splitlines()
-    assert head.split() == ["LABEL", "KEY", "PROOF", "PORTS", "NAMES", "SERVICES", "REACH", "EXPIRES", "CREATED"]
+    assert head.split() == [
+        "LABEL",
+        "KEY",
+        "PROOF",
+        "PORTS",
+        "NAMES",
+        "SERVICES",
+        "REACH",
+        "HOSTS",
+        "EXPIRES",
+        "CREATED",
+    ]
     (key,) = keys(relay, "a-longer-label")
-    assert second.split()[:8] == [
+    assert second.split()[:9] == [
         "a-longer-label",
         key.key_id,
         "token",
@@ -224,9 +245,10 @@ def test_list(relay: ServerState, typed: Typed) -> None:
         "a-longer-label",
         "*",
         "-",
+        "-",
         "2100-01-01T00:00Z",
     ]
-    assert first.split()[0] == "first" and first.split()[2:8] == ["token", "relay", "*", "*", "own", "-"]
+    assert first.split()[0] == "first" and first.split()[2:8] == ["token", "relay", "*", "*", "own", "*"]
     assert {line.index(word) for line, word in ((head, "KEY"), (second, key.key_id))} == {16}, "columns are aligned"
     assert relay.token(()).text().split(".")[2] not in out
 

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 import pytest
 
-from fastrelay.config import ClientConfig, Exposure, Relay, Target
+from fastrelay.config import ClientConfig, Exposure, Public, Relay, Target
 from fastrelay.errors import StartError
 from fastrelay.roles.client import Client
 from fastrelay.roles.tunnel import Tunnel
@@ -73,9 +73,9 @@ class Resident:
         self.client = Client(config, ClientState.open(state, relay.url, name), self._reachable)
         self.running = asyncio.create_task(self.client.run(), name=f"client {name}")
 
-    def _reachable(self, exposure: Exposure, host: str, port: int) -> None:
-        assert self.port in (0, port), f"{self.name} had the port {self.port} and has {port} now"
-        self.port = port
+    def _reachable(self, exposure: Exposure, public: Public) -> None:
+        assert self.port in (0, public.port), f"{self.name} had the port {self.port} and has {public.port} now"
+        self.port = public.port
 
     async def leave(self) -> None:
         self.client.drain()

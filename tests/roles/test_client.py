@@ -159,7 +159,7 @@ class ClientBench:
         self.client = Client(
             config,
             ClientState.open(home, config.relay.url, config.name),
-            lambda exposure, host, port: self.reached.append((exposure.name, host, port)),
+            lambda exposure, public: self.reached.append((exposure.name, public.host, public.port)),
         )
         self.running = asyncio.ensure_future(self.client.run())
 

@@ -122,7 +122,7 @@ class Guest:
         self.ports: list[int] = []
         self.closed = False
         self.client = Client(
-            config, ClientState.open(self.state, relay.url, name), lambda _, host, port: self.ports.append(port)
+            config, ClientState.open(self.state, relay.url, name), lambda _, public: self.ports.append(public.port)
         )
         self.running = asyncio.ensure_future(self.client.run())
 

@@ -5,6 +5,7 @@ What a visitor says about who it is, is not believed: X-Forwarded-* and Forwarde
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from fastrelay.front.http.messages import Fields, Request, Response, members
@@ -24,6 +25,7 @@ _HOP: Final = frozenset(
 _OURS: Final = frozenset(
     (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port", b"x-real-ip")
 )
+_NOT_FORWARDED: Final = _HOP | _OURS
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"host"))
 """What Connection may not name: left out, the message would be another."""
 
@@ -34,42 +36,42 @@ def request(
     """The head for the target. `visitor` is an address without port, `scheme` http or https; `without` names more fields (lower case)
     to leave out; `host` stands in place of Host where it is given.
     """
-    shown = f"[{visitor}]" if ":" in visitor else visitor
-    forwarded = (
-        f'for="{shown}";host="{head.host.decode()}";proto={scheme}'
-        if ":" in shown + head.host.decode()
-        else (f"for={shown};host={head.host.decode()};proto={scheme}")
-    )
     lines = [b"%b %b HTTP/%b" % (head.method, head.target, head.version.encode())]
+    drop = _NOT_FORWARDED
     if host:
-        without |= {b"host"}
         lines.append(b"Host: " + host)
-    lines += _kept(head.fields, _OURS | without)
-    lines += (
-        b"X-Forwarded-For: " + visitor.encode(),
-        b"X-Forwarded-Host: " + head.host,
-        b"X-Forwarded-Proto: " + scheme.encode(),
-        b"Forwarded: " + forwarded.encode(),
-    )
+        drop = drop | {b"host"}
+    lines += _kept(head.fields, drop | without if without else drop)
+    lines.append(_whose(visitor, head.host, scheme))
     if b"trailers" in members(head.fields, b"te"):
         lines.append(b"TE: trailers")
     return _whole(lines, head.upgrade, head.keep_alive, head.version)
 
 
+@lru_cache(1024)
+def _whose(visitor: str, raw: bytes, scheme: str) -> bytes:
+    """Lines that say who has asked whom; most visitors come again."""
+    host = raw.decode()
+    shown = f"[{visitor}]" if ":" in visitor else visitor
+    quote = '"' if ":" in shown + host else ""
+    return (
+        f"X-Forwarded-For: {visitor}\r\nX-Forwarded-Host: {host}\r\nX-Forwarded-Proto: {scheme}\r\n"
+        f"Forwarded: for={quote}{shown}{quote};host={quote}{host}{quote};proto={scheme}"
+    ).encode()
+
+
 def response(head: Response) -> bytes:
     """The head for the visitor."""
     lines = [b"HTTP/%b %d %b" % (head.version.encode(), head.status, head.reason)]
-    lines += _kept(head.fields, frozenset())
+    lines += _kept(head.fields, _HOP)
     return _whole(lines, head.upgrade, head.keep_alive or head.status < 200, head.version)
 
 
-def _kept(fields: Fields, without: frozenset[bytes]) -> list[bytes]:
-    named = frozenset(members(fields, b"connection")) - _FRAMING
-    return [
-        b"%b: %b" % field
-        for field in fields
-        if (name := field[0].lower()) not in _HOP and name not in named and name not in without
-    ]
+def _kept(fields: Fields, drop: frozenset[bytes]) -> list[bytes]:
+    """The lines of those that are not to drop, nor named in Connection."""
+    if b"connection" in fields.names:
+        drop |= frozenset(members(fields, b"connection")) - _FRAMING
+    return [b": ".join(field) for field in fields if field[0].lower() not in drop]
 
 
 def _whole(lines: list[bytes], upgrade: bytes, keep_alive: bool, version: str) -> bytes:

@@ -10,6 +10,7 @@ Invariant: what is passed on has been read by the parser before, and a message e
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import httptools
@@ -20,10 +21,29 @@ MOST_HEAD: Final = 16_384
 """Bytes of a head."""
 MOST_FIELDS: Final = 100
 
-Fields = list[tuple[bytes, bytes]]
-"""(name as it came, value), in order."""
+Field = tuple[bytes, bytes]
+"""(name as it came, value)"""
+
+
+class Fields(list[Field]):
+    """The fields of a head, in order. `names` are theirs in lower case: most questions are about one that is not there."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, fields: Iterable[Field] = ()) -> None:
+        super().__init__(fields)
+        self.names = {name.lower() for name, _ in self}
+
+    @classmethod
+    def none(cls) -> Fields:
+        """Those of a head that has not begun."""
+        fields = cls.__new__(cls)
+        fields.names = set()
+        return fields
+
 
 _BLANK: Final = b"\r\n\r\n"
+_SPACE: Final = 0x20
 _HOST: Final = re.compile(rb"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _TARGET: Final = re.compile(rb"(?i:https?)://([^/?#]*)([^#]*)")
 _PROTOCOL: Final = re.compile(rb"[!-~]{1,64}")
@@ -54,11 +74,13 @@ class Response(NamedTuple):
 
 def values(fields: Fields, name: bytes) -> list[bytes]:
     """The values of all fields called `name` (lower case)."""
-    return [value for field, value in fields if field.lower() == name]
+    return [value for field, value in fields if field.lower() == name] if name in fields.names else []
 
 
 def members(fields: Fields, name: bytes) -> list[bytes]:
     """The members of a list field (RFC 9110, 5.6.1), in lower case."""
+    if name not in fields.names:
+        return []
     found = (member.strip(b" \t").lower() for value in values(fields, name) for member in value.split(b","))
     return [member for member in found if member]
 
@@ -71,8 +93,8 @@ class _Messages:
     def __init__(self) -> None:
         self.in_body = False
         """Whether what comes next belongs to a body; else it belongs to a head."""
-        self.fields: Fields = []
-        self._raw = bytearray()  # of a head that is not whole
+        self.fields = Fields.none()
+        self._raw = b""  # of a head that is not whole
         self._left: int | None = None  # bytes of a body whose length is known
         self._chunked = False
         self._tail = b""  # of a body in chunks, in which its end may have begun
@@ -87,20 +109,20 @@ class _Messages:
 
     def take_head(self, data: memoryview) -> int:
         """Take bytes of a head, up to its end; `whole` says whether it was reached. Returns how many. Raises MessageError."""
-        raw = self._raw
-        before = len(raw)
-        raw += data[: MOST_HEAD + 1 - before]
+        before = len(self._raw)
+        raw = self._raw + data[: MOST_HEAD + 1 - before]
         end = raw.find(_BLANK, max(0, before - 3)) + len(_BLANK)
         self._headed = False
         if end < len(_BLANK):
             if len(raw) > MOST_HEAD:
                 raise MessageError(431, f"The head is longer than {MOST_HEAD} bytes.")
+            self._raw = raw
             return len(data)
-        head = bytes(raw[:end])
-        raw.clear()
-        self.fields = []
+        head = raw[:end]
+        self._raw = b""
+        self.fields = Fields.none()
         self._feed(head)
-        if not self._headed or not self._is_http(head.lstrip(b"\r\n").partition(b"\r\n")[0]):
+        if not self._headed or not self._is_http(head if head[0] > _SPACE else head.lstrip(b"\r\n")):
             raise MessageError(
                 400, "The head is not one of HTTP."
             )  # but empty lines, or of a protocol that llhttp knows as well
@@ -147,15 +169,14 @@ class _Messages:
     def _begin_body(self) -> None:
         self.in_body = not self._done
         self._tail = b""
-        coding = values(self.fields, b"transfer-encoding")
-        if coding and [one.lower() for one in coding] != [b"chunked"]:
+        fields = self.fields
+        self._chunked = b"transfer-encoding" in fields.names
+        if self._chunked and [one.lower() for one in values(fields, b"transfer-encoding")] != [b"chunked"]:
             raise MessageError(501, "No transfer coding but chunked is served.")
-        self._chunked = bool(coding)
-        length = values(self.fields, b"content-length")
-        self._left = int(length[0]) if length else None
+        self._left = int(values(fields, b"content-length")[0]) if b"content-length" in fields.names else None
 
-    def _is_http(self, first: bytes) -> bool:
-        """Whether this is the first line of a head."""
+    def _is_http(self, head: bytes) -> bool:
+        """Whether this is a head of HTTP by its first line."""
         raise NotImplementedError
 
     def _feed(self, data: bytes | memoryview) -> None:
@@ -172,7 +193,9 @@ class _Messages:
         self._done = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value))
+        fields = self.fields
+        fields.append((name, value))
+        fields.names.add(name.lower())
 
     def on_headers_complete(self) -> None:
         self._headed = True
@@ -187,14 +210,16 @@ class Requests(_Messages):
     """What a visitor sends."""
 
     parser: httptools.HttpRequestParser
+    _host: bytes | None = None  # the last one that was judged, and is one
 
     def renew(self) -> None:
         self.in_body = False
         self._url = b""
         self.parser = httptools.HttpRequestParser(self)
 
-    def _is_http(self, first: bytes) -> bool:
-        return first[-9:-3] == b" HTTP/"
+    def _is_http(self, head: bytes) -> bool:
+        end = head.index(b"\r\n")
+        return head[end - 9 : end - 3] == b" HTTP/"
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -202,28 +227,32 @@ class Requests(_Messages):
     def head(self) -> Request:
         """The head that is whole now. Raises MessageError for what is HTTP but cannot be served without a doubt."""
         parser = self.parser
-        fields, self.fields = self.fields, []  # trailers are not of the head
+        fields, self.fields = self.fields, Fields.none()  # trailers are not of the head
         version = parser.get_http_version()
         method = parser.get_method()
         if version not in ("1.1", "1.0"):
             raise MessageError(505, "Only HTTP/1.1 and HTTP/1.0 are served here.")
         if method == b"CONNECT":
             raise MessageError(405, "CONNECT is not served here.")
-        if version == "1.0" and values(fields, b"transfer-encoding"):
+        if version == "1.0" and b"transfer-encoding" in fields.names:
             raise MessageError(400, "HTTP/1.0 has no transfer codings.")
         target, self._url = self._url, b""
         hosts = values(fields, b"host")
         if len(hosts) != 1:
             raise MessageError(400, f"A request has one Host, not {len(hosts)}.")
         host = hosts[0].lower()
-        if absolute := _TARGET.fullmatch(target):
+        if target.startswith(b"/"):
+            pass
+        elif absolute := _TARGET.fullmatch(target):
             if absolute[1].lower() != host:
                 raise MessageError(400, "The target and Host name different hosts.")
             target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
-        elif not target.startswith(b"/") and (target, method) != (b"*", b"OPTIONS"):
+        elif (target, method) != (b"*", b"OPTIONS"):
             raise MessageError(400, "The target is not a path.")
-        if not _HOST.fullmatch(host):
-            raise MessageError(400, "Host is not a host.")
+        if host != self._host:  # most visitors name the same one again
+            if not _HOST.fullmatch(host):
+                raise MessageError(400, "Host is not a host.")
+            self._host = host
         keep_alive = self._keep_alive
         upgrade = self._upgrade(fields)
         if upgrade:
@@ -232,12 +261,12 @@ class Requests(_Messages):
         return Request(method, target, version, fields, host, upgrade, keep_alive)
 
     def _upgrade(self, fields: Fields) -> bytes:
-        asked = values(fields, b"upgrade")
-        if not asked or b"upgrade" not in members(fields, b"connection"):
+        if b"upgrade" not in fields.names or b"upgrade" not in members(fields, b"connection"):
             return b""
+        asked = values(fields, b"upgrade")
         if len(asked) != 1 or not _PROTOCOL.fullmatch(asked[0]):
             raise MessageError(400, "Upgrade names one protocol.")
-        if self._left or values(fields, b"transfer-encoding"):
+        if self._left or self._chunked:
             raise MessageError(400, "A request with Upgrade has no body here.")
         return asked[0]
 
@@ -253,8 +282,8 @@ class Responses(_Messages):
         self._reason = b""
         self.parser = httptools.HttpResponseParser(self)
 
-    def _is_http(self, first: bytes) -> bool:
-        return first.startswith(b"HTTP/")
+    def _is_http(self, head: bytes) -> bool:
+        return head.startswith(b"HTTP/")
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason
@@ -262,7 +291,7 @@ class Responses(_Messages):
     def head(self) -> Response:
         """The head that is whole now. Raises MessageError."""
         parser = self.parser
-        fields, self.fields = self.fields, []
+        fields, self.fields = self.fields, Fields.none()
         status = parser.get_status_code()
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):

@@ -33,6 +33,8 @@ IDLE_TIME: Final = 60.0
 """Seconds between two requests."""
 ANSWER_TIME: Final = 60.0
 """Seconds from a request to the head of its answer, while nothing of either moves."""
+_SMALL: Final = 16_384
+"""Bytes of a body that are worth a copy, so that they leave with their head."""
 _NEVER: Final = float("inf")
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 """Methods of requests that are sent once more when the target ended an idle connection just then (RFC 9110, 9.2.2)."""
@@ -301,26 +303,38 @@ class HttpVisitor(Edge):
         stream = self.stream
         try:
             while piece and self.stream is stream:
-                if responses.in_body:
-                    size = responses.take_body(piece)
-                    self._emit(piece[:size], size)
-                    if responses.between:
-                        self._answered()
-                else:
+                taken, raw = 0, b""
+                if not responses.in_body:
                     if not self._asked:
                         raise MessageError(502, "The service answered what nobody had asked.")
                     responses.bodiless = self._asked[0].method == b"HEAD"
-                    size = responses.take_head(piece)
-                    if responses.whole and self._response(responses.head(), size):
-                        self._switch(piece[size:])
+                    taken = responses.take_head(piece)
+                    if not responses.whole:
                         return
-                piece = piece[size:]
+                    head = responses.head()
+                    raw = self._response(head)
+                    piece = piece[taken:]
+                    if head.status == 101:
+                        self._emit(raw, taken)
+                        self._switch(piece)
+                        return
+                if responses.in_body and piece:
+                    size = responses.take_body(piece)
+                    if raw and size > _SMALL:
+                        self._emit(raw, taken)
+                        taken, raw = 0, b""
+                    self._emit(b"".join((raw, piece[:size])) if raw else piece[:size], taken + size)
+                    piece = piece[size:]
+                elif raw:
+                    self._emit(raw, taken)
+                if self._answering and responses.between:
+                    self._answered()
         except MessageError as error:
             told = error.text if error.status == 502 else "The service's answer is not HTTP/1.1."
             self._broken(MessageError(502, told))
 
-    def _response(self, head: Response, size: int) -> bool:
-        """Pass a head on, of which the last `size` bytes have come just now; whether another protocol begins behind it."""
+    def _response(self, head: Response) -> bytes:
+        """The head for the visitor. Raises MessageError for one that must not be passed on."""
         asked = self._asked[0]
         switched = head.status == 101
         if switched and (not asked.upgrade or head.upgrade.lower() != asked.upgrade.lower()):
@@ -334,10 +348,7 @@ class HttpVisitor(Edge):
         ends = self._last and len(self._asked) == 1 and self._refused is None
         if not self._asked[0].keep_alive or (ends and not switched):
             head = head._replace(keep_alive=False)
-        self._emit(heads.response(head), size)
-        if self._answering and self._responses.between:
-            self._answered()
-        return switched
+        return heads.response(head)
 
     def _answered(self) -> None:
         """An answer is over."""

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from fastrelay.roles.sites import User
+
 if TYPE_CHECKING:
     from fastrelay.front.http.messages import Request
     from fastrelay.mux.stream import Outlet, Stream
     from fastrelay.net.link import Link
-
-
-class User(Protocol):
-    def on_withdrawn(self) -> None:
-        """Its backend takes nothing new: streams on which nothing is under way are to end."""
 
 
 class Backend(Protocol):

@@ -12,6 +12,7 @@ from fastrelay.config import NAME
 from fastrelay.errors import MessageError
 from fastrelay.front.http import calls
 from fastrelay.front.http.calls import CLIENT_TIME, ClientCall, Destination, basic, client_call, destination, token
+from fastrelay.front.http.messages import Fields
 
 
 def refused(target: bytes) -> MessageError:
@@ -139,7 +140,7 @@ def test_a_call_is_valid_or_refused(target: bytes) -> None:
     ],
 )
 def test_a_destination(value: bytes, expected: tuple[str, str, int, bytes, bytes]) -> None:
-    assert destination([(b"X-Proxy-Destination", value)]) == Destination(*expected)
+    assert destination(Fields([(b"X-Proxy-Destination", value)])) == Destination(*expected)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,13 @@ def test_a_destination(value: bytes, expected: tuple[str, str, int, bytes, bytes
 )
 def test_what_is_no_destination_is_unparsable(values: tuple[bytes, ...]) -> None:
     with pytest.raises(MessageError) as caught:
-        destination([(b"X-PROXY-DESTINATION", value) for value in values])
+        destination(Fields([(b"X-PROXY-DESTINATION", value) for value in values]))
     assert (caught.value.status, caught.value.text) == (526, "Unable to parse X-PROXY-DESTINATION header")
 
 
 def test_a_destination_that_is_missing() -> None:
     with pytest.raises(MessageError) as caught:
-        destination([(b"X-Proxy-Destinations", b"http://x/")])
+        destination(Fields([(b"X-Proxy-Destinations", b"http://x/")]))
     assert (caught.value.status, caught.value.text) == (526, "Missing X-PROXY-DESTINATION header")
 
 
@@ -191,7 +192,7 @@ def login(user: str, password: str) -> bytes:
 
 @given(st.text(st.characters(exclude_characters=":", codec="utf-8")), st.text())
 def test_user_and_password(user: str, password: str) -> None:
-    assert basic([(b"AUTHORIZATION", login(user, password))]) == (user, password)
+    assert basic(Fields([(b"AUTHORIZATION", login(user, password))])) == (user, password)
 
 
 @pytest.mark.parametrize(
@@ -212,4 +213,4 @@ def test_user_and_password(user: str, password: str) -> None:
     ],
 )
 def test_the_token_that_is_shown(fields: list[tuple[bytes, bytes]], text: str) -> None:
-    assert token(fields) == text
+    assert token(Fields(fields)) == text

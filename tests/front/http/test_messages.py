@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrelay.errors import MessageError
-from fastrelay.front.http.messages import MOST_FIELDS, MOST_HEAD, Request, Requests, Response, Responses
+from fastrelay.front.http.messages import MOST_FIELDS, MOST_HEAD, Fields, Request, Requests, Response, Responses
 
 Piece = Request | Response | bytes
 """A head, or a whole body as it came."""
@@ -122,7 +122,7 @@ def test_what_a_head_says() -> None:
         b"OPTIONS",
         b"/x?y=1",
         "1.1",
-        [(b"Host", b"A.EXAMPLE:80"), (b"Connection", b"close"), (b"X", b"\xff")],
+        Fields([(b"Host", b"A.EXAMPLE:80"), (b"Connection", b"close"), (b"X", b"\xff")]),
         b"a.example:80",
         b"",
         False,

@@ -15,9 +15,10 @@ from fastrelay.front.http import visitor as visitor_module
 from fastrelay.front.http.lobby import Lobby
 from fastrelay.front.http.messages import Request
 from fastrelay.front.http.visitor import HttpVisitor
-from fastrelay.front.http.way import User, Way
+from fastrelay.front.http.way import Way
 from fastrelay.mux.stream import Outlet, Stream
 from fastrelay.net.link import Link
+from fastrelay.roles.sites import User
 from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.support import pair

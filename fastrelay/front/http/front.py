@@ -1,0 +1,85 @@
+"""The HTTP front of a relay: one port for HTTP and one for HTTPS, both with the same hosts and paths behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastrelay.config import join_host
+from fastrelay.errors import StartError
+from fastrelay.front.http.hosts import Hosts
+from fastrelay.front.http.lobby import Lobby
+from fastrelay.front.http.own import Own
+from fastrelay.front.http.tls import HttpsVisitor
+from fastrelay.front.http.visitor import HttpVisitor
+from fastrelay.net.door import VisitorDoor
+from fastrelay.net.keys import Shown
+from fastrelay.net.listen import listen
+from fastrelay.roles.refusals import why
+from fastrelay.roles.sites import Sites
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastrelay.roles.server import Server
+
+
+class HttpFront:
+    """Of a relay that is not started yet, as services have the address of the front in their own. Raises StartError when it cannot listen."""
+
+    def __init__(self, server: Server) -> None:
+        config = server.config
+        self._server = server
+        self._lobby = Lobby(server.runtime)
+        self._doors: list[VisitorDoor] = []
+        self.own = Own()
+        ports: dict[str, int] = {}
+        try:
+            if config.http is not None:
+                ports["http"] = self._listen(config.http, "http", self._plain)
+            if config.https is not None:
+                assert config.http_cert is not None
+                assert config.http_key is not None
+                self._shown = Shown((config.http_cert, config.http_key), own=False, web=True)
+                server.looks.append(self._shown.look)
+                ports["https"] = self._listen(config.https, "https", self._secret)
+        except BaseException:
+            self.close()
+            raise
+        names = frozenset(name for name in ("localhost", config.domain, config.advertise) if name)
+        if config.domain:
+            scheme = "https" if "https" in ports else "http"
+            server.sites = Sites(config.domain, scheme, ports[scheme], names)
+        server.fronts += ports.items()
+        self._hosts = Hosts(config.domain, names, server.directory, self.own)
+
+    def start(self) -> None:
+        for door in self._doors:
+            door.open()
+
+    def drain(self) -> None:
+        """Nobody new; visitors that have asked something get their answer."""
+        self.close()
+        self._lobby.retire()
+
+    def close(self) -> None:
+        doors, self._doors = self._doors, []
+        for door in doors:
+            door.close()
+
+    def _listen(self, where: tuple[str, int], scheme: str, make: Callable[[], HttpVisitor]) -> int:
+        host, port = where
+        try:
+            sock = listen(host, port)
+        except OSError as error:
+            raise StartError(
+                f"Cannot listen on {join_host(host, port)}: {why(error)}. Choose another address with --{scheme}."
+            ) from None
+        door = VisitorDoor(self._server.runtime, sock, make)
+        self._doors.append(door)
+        return door.port
+
+    def _plain(self) -> HttpVisitor:
+        return HttpVisitor(self._server.runtime, self._hosts.route, "http", self._lobby)
+
+    def _secret(self) -> HttpVisitor:
+        return HttpsVisitor(self._server.runtime, self._hosts.route, self._lobby, self._shown.context)
