@@ -249,7 +249,8 @@ def _load_chain(context: ssl.SSLContext, cert_path: Path, key_path: Path, option
 
 def stamp(paths: Iterable[Path]) -> tuple[object, ...]:
     """What tells whether any of these files was replaced or written since."""
-    return tuple(_stamp(path) for path in paths)
+    # By way of a list: until CPython 3.12 each tuple made from a generator adds one to a store of used ones that is never asked.
+    return tuple([_stamp(path) for path in paths])
 
 
 def _stamp(path: Path) -> object:
