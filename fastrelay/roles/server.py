@@ -162,6 +162,7 @@ class Server:
 
     def on_connected(self, link: Link) -> Core:
         tls: ssl.SSLObject | None = link.transport.get_extra_info("ssl_object")
+        self.keyring.refresh()
         native = not self.config.behind_proxy if tls is None else tls.selected_alpn_protocol() == wire.ALPN
         login = RelayLogin(
             self._state.find,

@@ -81,6 +81,30 @@ def until(holds: Callable[[], object], what: str, timeout: float = TIMEOUT) -> N
 
 
 def free_port() -> int:
+class Stalls:
+    """`with`: for how long the machine has kept us waiting meanwhile, in `seconds`, as a thread sees it that wants to wake every 5 ms."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        start = time.monotonic()
+        while not self._over.wait(0.005):
+            now = time.monotonic()
+            self.seconds += max(0.0, now - start - 0.05)
+            start = now
+
+    def __enter__(self) -> Stalls:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
     """A port that nobody has now, for a program that cannot be given port 0."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
