@@ -143,7 +143,7 @@ class Registry:
                 "port-reserved",
                 f"port {wanted} is reserved for {_title(owner)}, which is away; ask for another, or for any",
             )
-        free = (port for port in allowed if port not in self._owner)
+        free = (port for port in allowed.for_any() if port not in self._owner)
         kept = self._reserved.get(also)
         had = self._reserved[name].ports.get(service, 0) or (0 if kept is None else kept.ports.get(service, 0))
         first = had if self._owner.get(had) in (name, also) and not allowed.refusal(had) else next(free, None)
