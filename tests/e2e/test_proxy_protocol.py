@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 from pathlib import Path
 
 from tests.support import need
 from tests.support.peers import Address, accept, connect, exactly, free_port, listens, until
 from tests.support.processes import BEST, Client, Process, Server
+from tests.support.web import DOMAIN, TlsSocket, Web, head, request
 
 BALANCER = "127.0.0.9"
 VISITOR = "127.0.0.7"
@@ -120,3 +122,23 @@ def test_a_strangers_header_is_data(tmp_path: Path) -> None:
             visitor.sendall(line)
             with accept(listener) as target:
                 assert exactly(target, len(line)) == line
+
+
+def test_the_http_front_behind_a_balancer(tmp_path: Path) -> None:
+    """In front of TLS the header is in the clear; behind the client it is the target's, in front of the request."""
+    header = b"PROXY TCP4 192.0.2.9 198.51.100.1 51528 443\r\n"
+    with Web(tmp_path, "--proxy-protocol", "v1", server=("--proxy-protocol", f"{BALANCER}/32")) as web:
+        for tls in (False, True):
+            with connect(web.https if tls else web.http, source=BALANCER) as sock:
+                sock.sendall(header)
+                context = ssl.create_default_context(cafile=web.authority.path)
+                visitor = TlsSocket(sock, context, f"web.{DOMAIN}") if tls else sock
+                visitor.sendall(request("/", "Connection: close"))
+                with web.target() as target:
+                    told = f"PROXY TCP4 192.0.2.9 127.0.0.1 51528 {web.port}\r\n".encode()
+                    assert exactly(target, len(told)) == told
+                    assert b"\r\nX-Forwarded-For: 192.0.2.9\r\n" in head(target)
+                    target.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    answer = b""
+                    while not answer.endswith(b"\r\n\r\nok"):
+                        answer += visitor.recv(100)

@@ -74,7 +74,7 @@ class HttpFront:
             raise StartError(
                 f"Cannot listen on {join_host(host, port)}: {why(error)}. Choose another address with --{scheme}."
             ) from None
-        door = VisitorDoor(self._server.runtime, sock, make)
+        door = VisitorDoor(self._server.runtime, sock, make, self._server.config.balancers)
         self._doors.append(door)
         return door.port
 
