@@ -34,35 +34,48 @@ _GOODBYE = 1.0
 
 async def run_server(config: ServerConfig, ready: Callable[[Server, str], None], on_stop: OnStop) -> None:
     """`ready(server, token)` is called when clients are accepted; `token` is the first token's text, "" if it is no longer kept."""
-    from fastrelay.roles.server import Server
-
-    state = ServerState.open(config.state)
-    web: HttpFront | None = None
+    relay = WholeRelay(config)
     try:
-        server = Server(config, state)
-        if config.http or config.https:
-            web = _web(server)
-        server.start()
+        relay.start()
     except BaseException:
-        if web is not None:
-            web.close()
-        state.close()
+        await relay.close()
         raise
-    if web is not None:
-        web.start()
-    ready(server, server.token())
+    ready(relay.server, relay.server.token())
+    await _until_stopped(on_stop, relay.drain, relay.close)
 
-    async def drain() -> None:
-        if web is not None:
-            web.drain()
-        await server.drain()
 
-    async def close() -> None:
-        if web is not None:
-            web.close()
-        await server.close()
+class WholeRelay:
+    """A relay with its fronts. Raises StartError when it cannot be made."""
 
-    await _until_stopped(on_stop, drain, close)
+    def __init__(self, config: ServerConfig) -> None:
+        from fastrelay.roles.server import Server
+
+        state = ServerState.open(config.state)
+        try:
+            self.server = Server(config, state)
+        except BaseException:
+            state.close()
+            raise
+        self._web: HttpFront | None = None
+
+    def start(self) -> None:
+        """Listen. Raises StartError when it cannot: `close` is due then as well."""
+        config = self.server.config
+        if config.http or config.https:
+            self._web = _web(self.server)
+        self.server.start()
+        if self._web is not None:
+            self._web.start()
+
+    async def drain(self) -> None:
+        if self._web is not None:
+            self._web.drain()
+        await self.server.drain()
+
+    async def close(self) -> None:
+        if self._web is not None:
+            self._web.close()
+        await self.server.close()
 
 
 def _web(server: Server) -> HttpFront:

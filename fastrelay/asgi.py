@@ -38,8 +38,9 @@ async def serve(
     `options` are those of uvicorn.Config; nothing sets up logging, and the app's lifespan begins and ends with the block. Raises StartError when
     the app does not start, and what `Tunnel.listen` raises.
     """
-    # Who came is known from the tunnel, and headers that say so are the visitor's own words.
-    options = {"proxy_headers": False, "log_config": None, "timeout_graceful_shutdown": drain, **options}
+    # Headers that say who came are the visitor's own words, unless the relay has written them.
+    trusted = {"proxy_headers": True, "forwarded_allow_ips": "*"} if kind == "http" else {"proxy_headers": False}
+    options = {**trusted, "log_config": None, "timeout_graceful_shutdown": drain, **options}
     server = _Server(uvicorn.Config(app, **options))
     running = asyncio.ensure_future(server.serve(sockets=[]))
     try:

@@ -177,7 +177,6 @@ def connect(
     client_cert: Path | str | None = None,
     client_key: Path | str | None = None,
     pins: Iterable[str] = (),
-    behind_proxy: bool = False,
     limits: Iterable[str] = (),
     drain: float = 2.0,
 ) -> Tunnel:
@@ -192,7 +191,6 @@ def connect(
             client_cert=client_cert,
             client_key=client_key,
             pins=pins,
-            behind_proxy=behind_proxy,
             limits=limits,
             drain=drain,
         )

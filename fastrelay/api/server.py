@@ -11,6 +11,7 @@ from typing import Self
 from fastrelay.api.making import to_the_end
 from fastrelay.api.opening import Way, refusal
 from fastrelay.api.reaching import Reaching
+from fastrelay.app import WholeRelay
 from fastrelay.config import DEFAULT_PORT, ServerConfig, join_host, parse_bind, parse_host, parse_ports
 from fastrelay.errors import Code, StartError
 from fastrelay.limits import Side, parse_limits
@@ -21,8 +22,7 @@ from fastrelay.net.link import Link
 from fastrelay.net.runtime import Runtime
 from fastrelay.roles import server as roles
 from fastrelay.roles.visiting import say_missed
-from fastrelay.state import ServerState, default_state
-from fastrelay.wire import WEBSOCKET_PATH
+from fastrelay.state import default_state
 
 
 class Server(Reaching):
@@ -44,8 +44,11 @@ class Server(Reaching):
         client_ca: Path | str | None = None,
         require_client_cert: bool = False,
         plaintext: bool = False,
-        behind_proxy: bool = False,
-        websocket_path: str = WEBSOCKET_PATH,
+        http: str = "",
+        https: str = "",
+        http_cert: Path | str | None = None,
+        http_key: Path | str | None = None,
+        domain: str = "",
         limits: Iterable[str] = (),
         drain: float = 2.0,
     ) -> None:
@@ -64,27 +67,24 @@ class Server(Reaching):
             limits=replace(bounds, drain_time=drain, files=files.limit() if bounds.files is None else bounds.files),
             client_ca=None if client_ca is None else Path(client_ca),
             require_client_cert=require_client_cert,
-            behind_proxy=behind_proxy,
-            websocket_path=websocket_path,
+            http=parse_bind(http, 80) if http else None,
+            https=parse_bind(https, 443) if https else None,
+            http_cert=None if http_cert is None else Path(http_cert),
+            http_key=None if http_key is None else Path(http_key),
+            domain=parse_host(domain) if domain else "",
         )
-        self._server: roles.Server | None = None
+        self._relay: WholeRelay | None = None
         self._inside: _Inside | None = None
 
     # --- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Listen for clients. Raises StartError when that cannot be."""
-        if self._server is not None:
+        if self._relay is not None:
             raise StartError("This server runs already: make another one, with a state directory of its own.")
-        state = ServerState.open(self._config.state)
+        relay = self._relay = WholeRelay(self._config)
         try:
-            server = roles.Server(self._config, state)
-        except BaseException:
-            state.close()
-            raise
-        self._server = server
-        try:
-            server.start()
+            relay.start()
         except BaseException:
             await self.abort()
             raise
@@ -93,17 +93,17 @@ class Server(Reaching):
         """End: nobody comes in any more, visitors have `drain` seconds to end. May be called again."""
         self._shut()
         try:
-            if self._server is not None and self._config.limits.drain_time > 0:
-                await self._server.drain()
+            if self._relay is not None and self._config.limits.drain_time > 0:
+                await self._relay.drain()
         finally:
             await self.abort()
 
     async def abort(self) -> None:
         """End at once: every connection is reset."""
         self._shut()
-        server, self._server = self._server, None
-        if server is not None:
-            await to_the_end(server.close())
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            await to_the_end(relay.close())
 
     def _shut(self) -> None:
         inside, self._inside = self._inside, None
@@ -128,13 +128,11 @@ class Server(Reaching):
 
     @property
     def url(self) -> str:
-        """What `connect` takes on this machine: `tls://HOST:PORT`, `tcp://` of a relay without TLS, `ws://` of one behind a proxy."""
-        proxied = self._config.behind_proxy  # and what is advertised leads to the proxy
-        host = ("" if proxied else self._config.advertise) or {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(
+        """What `connect` takes on this machine: `tls://HOST:PORT`, or `tcp://HOST:PORT` of a relay without TLS."""
+        host = self._config.advertise or {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(
             self._config.bind_host, self._config.bind_host
         )
-        path = self._config.websocket_path if proxied and self._config.websocket_path != WEBSOCKET_PATH else ""
-        return f"{self._config.scheme}://{join_host(host, self.port)}{path}"
+        return f"{'tcp' if self._config.plaintext else 'tls'}://{join_host(host, self.port)}"
 
     @property
     def token(self) -> str:
@@ -143,9 +141,9 @@ class Server(Reaching):
 
     @property
     def _running(self) -> roles.Server:
-        if self._server is None:
+        if self._relay is None:
             raise StartError("This server does not run: use it inside of `async with`, or `start` it.")
-        return self._server
+        return self._relay.server
 
     @property
     def _way(self) -> Way:
@@ -154,7 +152,7 @@ class Server(Reaching):
         return self._inside
 
     def __repr__(self) -> str:
-        return f"<fastrelay.Server {self.url if self._server else 'not started'}>"
+        return f"<fastrelay.Server {self.url if self._relay else 'not started'}>"
 
 
 class _Inside:

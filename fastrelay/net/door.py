@@ -73,8 +73,7 @@ class VisitorDoor:
         self._runtime.doors.discard(self)
         self.adapt()
 
-    def leave(self) -> socket.socket:
-        """Serve nobody any more. The socket is the caller's, and who comes to it waits in its backlog."""
+    def close(self) -> None:
         self.pause()
         if self._timer is not None:
             self._timer.cancel()
@@ -83,10 +82,7 @@ class VisitorDoor:
             self._balancers.close()
         while self._taken:
             self._drop(*self._taken.popleft())
-        return self._sock
-
-    def close(self) -> None:
-        self.leave().close()
+        self._sock.close()
 
     def adapt(self) -> None:
         """Accept as there is room for it."""

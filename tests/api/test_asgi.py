@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect as websocket
 
 from fastrelay import asgi
 from fastrelay.errors import StartError
-from tests.api.programs import joined
+from tests.api.programs import joined, relay, tunnel
 from tests.conftest import Run
 from tests.support.tunnel import until
 
@@ -51,7 +51,7 @@ class App:
             await send({"type": "http.response.body", "body": answer})
 
 
-@pytest.mark.parametrize("http", ["httptools", "h11"])
+@pytest.mark.parametrize("http", ["httptools", pytest.param("h11", marks=pytest.mark.slow)])
 def test_an_app_is_served(run: Run, tmp_path: Path, http: str) -> None:
     async def main() -> None:
         app = App()
@@ -70,6 +70,7 @@ def test_an_app_is_served(run: Run, tmp_path: Path, http: str) -> None:
     run(main())
 
 
+@pytest.mark.slow
 def test_a_private_app(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with joined(tmp_path) as (server, home), asgi.serve(App(), home, "web", kind="private"):
@@ -77,6 +78,25 @@ def test_a_private_app(run: Run, tmp_path: Path) -> None:
             writer.write(REQUEST % (b"GET", 0, b""))
             assert (await reader.read()).endswith(b'{"client": null, "size": 0}')
             writer.close()
+
+    run(main())
+
+
+def test_an_app_under_its_host_name(run: Run, tmp_path: Path) -> None:
+    """There the relay writes who asked, and instead of a visitor who says so himself."""
+
+    async def main() -> None:
+        web = {"http": "127.0.0.1:0", "domain": "home.example"}
+        async with relay(tmp_path, **web) as server, tunnel(server, tmp_path) as home:
+            async with asgi.serve(App(), home, "web", kind="http") as service:
+                assert service.host == "web.home.example"
+                assert service.url == f"http://web.home.example:{service.port}"
+                reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+                writer.write((REQUEST % (b"GET", 0, b"")).replace(b"Host: web", b"Host: " + service.host.encode()))
+                head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+                writer.close()
+                assert head.startswith(b"HTTP/1.1 200")
+                assert json.loads(answer)["client"][0] == "127.0.0.1"
 
     run(main())
 
@@ -106,6 +126,7 @@ def test_an_app_that_does_not_start(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.slow
 def test_a_request_that_does_not_end_is_given_up(run: Run, tmp_path: Path) -> None:
     asked: list[str] = []
 

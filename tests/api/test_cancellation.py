@@ -7,7 +7,10 @@ from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fastrelay.api import Server
+from fastrelay.errors import StartError
 from tests.api.programs import echo, relay, tunnel
 from tests.conftest import Run
 from tests.support.tunnel import until
@@ -99,6 +102,22 @@ def test_a_relay(run: Run, tmp_path: Path) -> None:
 
         assert await at_every_await(work, lambda: True) > 3
         await work()
+
+    run(main())
+
+
+def test_a_relay_that_cannot_start_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with relay(tmp_path / "one") as server:
+            taken = f"127.0.0.1:{server.port}"
+            wrong: list[dict[str, Any]] = [
+                {"bind": taken},
+                {"bind": "127.0.0.1:0", "http": taken},
+                {"bind": "127.0.0.1:0", "cert": "/nowhere", "key": "/nowhere"},
+            ]
+            for options in wrong:
+                with pytest.raises(StartError):
+                    await Server(state=tmp_path / "two", **options).start()
 
     run(main())
 

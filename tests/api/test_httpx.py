@@ -66,6 +66,7 @@ def test_requests_share_connections(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.slow
 def test_bodies_stream_both_ways(run: Run, tmp_path: Path) -> None:
     async def parts() -> AsyncIterator[bytes]:
         for _ in range(50):
@@ -99,7 +100,7 @@ def test_a_connection_that_was_ended_is_not_used_again(run: Run, tmp_path: Path)
 def test_errors_are_of_its_own_kinds(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with joined(tmp_path) as (_, home), home.listen("jobs", Site()):
-            async with httpx2.AsyncClient(transport=Transport(home), timeout=0.2) as http:
+            async with httpx2.AsyncClient(transport=Transport(home), timeout=0.1) as http:
                 with pytest.raises(httpx2.ConnectError, match="no private service 'nothing'"):
                     await http.get("http://nothing/")
                 with pytest.raises(httpx2.ReadTimeout):
@@ -110,6 +111,7 @@ def test_errors_are_of_its_own_kinds(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.slow
 def test_https(run: Run, tmp_path: Path) -> None:
     """TLS is between here and the target; the name in the URL is the one that must be in its certificate."""
 

@@ -21,13 +21,22 @@ from fastrelay.net.link import Link
 from fastrelay.net.transport import StreamTransport, start_tls, tls
 from fastrelay.wire import Kind
 from tests.conftest import Run
-from tests.support import pair
+from tests.support import need, pair
 from tests.support.certificates import Authority
 from tests.support.payload import Checker, Keystream
 from tests.support.tunnel import Bench, turns, until
 
 MUCH = 1 << 20
 VISITOR = "192.0.2.9:51544"
+
+
+@pytest.fixture(params=["uvloop", pytest.param("asyncio", marks=pytest.mark.slow)])
+def loop_kind(request: pytest.FixtureRequest) -> str:
+    """A transport asks no more of a loop than `call_soon`: which one it is matters little."""
+    kind = str(request.param)
+    if kind == "uvloop":
+        need.uvloop()
+    return kind
 
 
 class Noted(asyncio.Protocol):
