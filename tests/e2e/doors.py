@@ -10,9 +10,9 @@ import socket
 from pathlib import Path
 from typing import Self
 
-from tests.support import peers
+from tests.support import peers, web
 from tests.support.peers import Address
-from tests.support.processes import Client, Forward, Pair, Relay, Server, Way, spec
+from tests.support.processes import Client, Forward, Pair, Relay, Server, Way, address, spec
 
 TARGET = "t0"
 """The name of the service, where it has one."""
@@ -87,8 +87,33 @@ class WebSocketTunnel(Door):
         self.address = stack.enter_context(Relay(self.home, web, self.target)).addresses[0]
 
 
+class Upgrade(Door):
+    """The HTTP front, behind a 101."""
+
+    def open(self, stack: contextlib.ExitStack) -> None:
+        front = ("--http", "127.0.0.1:0", "--domain", web.DOMAIN)
+        server = stack.enter_context(Server(self.home / "server", self.way, *front))
+        expose = [f"web=http://{spec(self.target)}"]
+        client = Client(server.url, server.token(), self.home / "client", expose=expose, loop=self.way.loop)
+        assert stack.enter_context(client).line(0).startswith(f"http://web.{web.DOMAIN}:")
+        self.address = address(server.line(1))
+
+    def connect(self) -> socket.socket:
+        visitor = super().connect()
+        visitor.sendall(web.upgrade())
+        return visitor
+
+    def accept(self, visitor: socket.socket) -> socket.socket:
+        target = super().accept(visitor)
+        web.head(target)
+        target.sendall(web.switched())
+        web.head(visitor)
+        return target
+
+
 DOORS: dict[str, type[Door]] = {
     "public port": PublicPort,
     "private service": PrivateService,
+    "Upgrade": Upgrade,
     "WebSocket tunnel": WebSocketTunnel,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Self, cast
 
@@ -31,13 +32,14 @@ class Web:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port = self.listener.getsockname()[1]
         self.authority = Authority(home / "certificates")
-        cert, key = self.authority.issue("web", host=f"*.{DOMAIN}")
+        self._pair = cert, key = self.authority.issue("web", host=f"*.{DOMAIN}")
         secure = ("--https", "127.0.0.1:0", "--http-cert", str(cert), "--http-key", str(key))
         self.server = Server(home / "server", way, "--http", "127.0.0.1:0", "--domain", DOMAIN, *secure, *server)
         try:
             self.http: Address = address(self.server.line(1))
             self.https: Address = address(self.server.line(2))
-            self.client = Client(
+            self._make = partial(
+                Client,
                 self.server.url,
                 self.server.token(),
                 home / "client",
@@ -46,6 +48,7 @@ class Web:
                 loop=way.loop,
                 name="web",
             )
+            self.client = self._make()
             try:
                 self.urls = [self.client.line(number) for number in range(len(expose))]
             except BaseException:
@@ -54,6 +57,17 @@ class Web:
         except BaseException:
             self.server.__exit__(AssertionError)
             raise
+
+    def restart_client(self) -> None:
+        """After the one before has ended."""
+        self.client = self._make()
+        self.client.line(0)
+
+    def renew(self) -> None:
+        """Give the relay a certificate of another authority, whose certificate takes the place of the former one."""
+        self.authority = Authority(self.authority.home / "renewed")
+        for new, old in zip(self.authority.issue("web", host=f"*.{DOMAIN}"), self._pair, strict=True):
+            new.replace(old)
 
     def visitor(self, tls: bool = False) -> socket.socket:
         """A connection to the front."""

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastrelay.errors import Code, MessageError
 from fastrelay.front.http import heads
+from fastrelay.front.http.lingering import LingeringEdge
 from fastrelay.front.http.messages import Request, Requests, Response, Responses
 from fastrelay.front.http.pages import answer, failed
 from fastrelay.mux.stream import NOTHING
-from fastrelay.net.edge import Edge
 from fastrelay.wire import HEADER_SIZE
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Asked(NamedTuple):
     keep_alive: bool
 
 
-class HttpVisitor(Edge):
+class HttpVisitor(LingeringEdge):
     __slots__ = (
         "_address",
         "_again",
@@ -57,7 +57,6 @@ class HttpVisitor(Edge):
         "_backend",
         "_behind",
         "_due",
-        "_extra",
         "_last",
         "_lobby",
         "_method",
@@ -94,7 +93,7 @@ class HttpVisitor(Edge):
         self._last = False  # no more requests are read
         self._raw = False  # another protocol has taken over
         self._visitor = self._address = ""
-        self._extra = 0  # bytes in the backlog that the stream has not brought
+        self._extra = 0
         self._due = _NEVER  # when patience ends
         self._moved = 0
 
@@ -271,27 +270,6 @@ class HttpVisitor(Edge):
             self._finish()
         else:
             self._last = True  # the answers still come: many a server takes an end for a change of mind
-
-    # --- to the visitor ------------------------------------------------------------------------------------------------
-
-    def _emit(self, data: bytes | memoryview, taken: int) -> None:
-        """Write what stands for so many bytes of the stream."""
-        super().deliver(data if isinstance(data, memoryview) else memoryview(data))
-        if self._backlog is not None:
-            self._extra += len(data) - taken
-            self._count()
-
-    def on_writable(self) -> None:
-        super().on_writable()
-        if self._backlog is None:
-            self._extra = 0
-        else:
-            self._count()
-
-    def _count(self) -> None:
-        """Of the backlog what the stream has brought: it must not seem to have brought more, or its credit would go backwards."""
-        if self.stream is not None and self._backlog is not None:
-            self.stream.queued = max(0, len(self._backlog) - self._extra)
 
     # --- from the stream -----------------------------------------------------------------------------------------------
 
