@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -505,12 +506,17 @@ def test_a_proxy_that_ends_tls() -> None:
     assert server(behind_proxy=True).scheme == "ws"
     assert server(behind_proxy=True).front == "wss://HOST --behind-proxy"
     assert server(behind_proxy=True, advertise="r.example").front == "wss://r.example --behind-proxy"
-    other = server(behind_proxy=True, advertise="2001:db8::7", websocket_path="/t")
-    assert other.front == "wss://[2001:db8::7]/t --behind-proxy"
-    assert parse_relay(other.front.split()[0]) == Relay("2001:db8::7", 443, True, "/t")
+    third = server(behind_proxy=True, advertise="2001:db8::7", websocket_path="/t")
+    assert third.front == "wss://[2001:db8::7]/t --behind-proxy"
+    assert parse_relay(third.front.split()[0]) == Relay("2001:db8::7", 443, True, "/t")
     refused(lambda: server(behind_proxy=True, bind_host="127.0.0.1", plaintext=True), "--plaintext or --behind-proxy")
     refused(lambda: server(behind_proxy=True, cert="c", key="k"), "leave out --cert")
     refused(lambda: server(websocket_path="t"), "'t'", "/fastrelay")
+    assert replace(server(behind_proxy=True, bind_host="::1"), http=("::1", 7443)).one_port
+    for other in (("::1", 7444), ("127.0.0.1", 7443), None):
+        assert not replace(server(behind_proxy=True, bind_host="::1"), http=other).one_port
+    assert not replace(server(bind_host="::1"), http=("::1", 7443)).one_port
+    assert not replace(server(behind_proxy=True, bind_port=0), http=("::", 0)).one_port
     assert client("22", relay="wss://r.example", behind_proxy=True).behind_proxy
     for relay in ("r.example", "ws://127.0.0.1", "tcp://127.0.0.1"):
         refused(partial(client, "22", relay=relay, behind_proxy=True), "wss://", "leave out --behind-proxy")

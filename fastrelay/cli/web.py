@@ -13,7 +13,8 @@ _OPTIONS = (
         "--http",
         metavar="HOST:PORT",
         show_envvar=True,
-        help="Serve HTTP there, as in :80: services that clients expose as http://, under --domain, and this relay's /healthz.",
+        help="Serve HTTP there, as in :80: services that clients expose as http://, under --domain, and this relay's /healthz. "
+        "With --behind-proxy it may be the address of --bind.",
     ),
     click.option(
         "--https", metavar="HOST:PORT", show_envvar=True, help="The same under TLS, as in :443; with --http-cert."

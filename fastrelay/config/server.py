@@ -100,6 +100,11 @@ class ServerConfig:
         return "tcp" if self.plaintext else "ws" if self.behind_proxy else "tls"
 
     @property
+    def one_port(self) -> bool:
+        """Whether tunnels and the HTTP front come through the same proxy to the same port."""
+        return self.behind_proxy and self.bind_port > 0 and self.http == (self.bind_host, self.bind_port)
+
+    @property
     def front(self) -> str:
         """What a client types to come through the proxy, as far as that is known here."""
         host = f"[{self.advertise}]" if ":" in self.advertise else self.advertise or "HOST"

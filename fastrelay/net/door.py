@@ -26,6 +26,19 @@ _COME_BACK = 0.1
 """Seconds until the next try when no descriptor was left."""
 
 
+async def let_in(
+    runtime: Runtime, sock: socket.socket, visitor: asyncio.BaseProtocol, made: asyncio.BaseProtocol | None = None
+) -> None:
+    """Make `visitor` the protocol of a connection that was accepted, by way of `made` if that is another."""
+    try:
+        await runtime.loop.connect_accepted_socket(lambda: made or visitor, sock)
+    except BaseException as error:
+        sock.close()
+        visitor.connection_lost(None)  # uvloop's transport, cancelled here, ends without a word
+        if not isinstance(error, OSError):
+            raise
+
+
 class VisitorDoor:
     """A public port. While there is no room nothing is accepted and nothing is lost: visitors wait in the backlog of the socket.
 
@@ -147,13 +160,7 @@ class VisitorDoor:
         visitor = self._make()
         made = visitor if behind is None else Renamed(visitor, behind)
         self._runtime.coming -= 1  # from now on it counts as an edge, or will in a moment
-        try:
-            await self._runtime.loop.connect_accepted_socket(lambda: made, sock)
-        except BaseException as error:
-            sock.close()
-            visitor.connection_lost(None)  # uvloop's transport, cancelled here, ends without a word
-            if not isinstance(error, OSError):
-                raise
+        await let_in(self._runtime, sock, visitor, made)
 
     def _drop(self, sock: socket.socket, _: Address) -> None:
         self._runtime.coming -= 1

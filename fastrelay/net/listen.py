@@ -114,6 +114,8 @@ class TunnelDoor:
         self._balancers = None if balancers is None else Balancers(runtime, balancers)
         self._sock = sock
         self._proxied = proxied
+        self.others: Callable[[bytes, socket.socket], bool] | None = None
+        """Behind a proxy, who may take a connection that is not for a tunnel: asked with what it has said, which is not read yet."""
         self.context = context
         """For handshakes from now on; those that have begun go on with the one they have."""
         self._make = make
@@ -215,6 +217,9 @@ class TunnelDoor:
             wanted = _client_hello(said, most) if self.context else head_size(said) if self._proxied else 1
             if len(said) >= wanted:
                 self._stop_reading(knock)
+                if self.others is not None and self.others(said, knock.sock):
+                    self._part(knock)
+                    return
                 if self._proxied and (whose := forwarded_for(said)) is not None:
                     knock.address = whose
                     self.gate.known_as(knock, source_of(whose), time.monotonic())
@@ -236,6 +241,14 @@ class TunnelDoor:
             self._runtime.reached("max-client-hello", knock.source)
         self._send_away(knock)
         self._over(knock, error, End.UNFINISHED)
+
+    def _part(self, knock: Knock) -> None:
+        """It is another door's from now on."""
+        knock.timer.cancel()
+        self._held.discard(knock)
+        now = time.monotonic()
+        self.gate.end(knock, End.UNFINISHED, now)
+        self._come_again(now)
 
     def _read(self, knock: Knock, wanted: int) -> None:
         """Be told when so much is there, not of every byte of it; or when it hangs up."""

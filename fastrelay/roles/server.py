@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import socket
 import ssl
 import time
 from collections import Counter
@@ -53,6 +54,9 @@ class Server:
         self.directory = Directory(self.registry)
         self.pools: dict[str, Pool] = {}  # by their owners
         self.sites: Sites | None = None  # where HTTP services are
+        self.others: Callable[[bytes, socket.socket], bool] | None = (
+            None  # who takes what asks for no tunnel, see TunnelDoor
+        )
         self.fronts: list[tuple[str, int]] = []  # schemes and ports of doors beside this one
         self.looks: list[Callable[[], object]] = []  # at files of theirs, which may have been replaced
         self.port = 0  # for tunnels; once started
@@ -102,6 +106,7 @@ class Server:
             config.balancers,
             proxied=config.behind_proxy,
         )
+        self._door.others = self.others
         self.port = self._door.port
         own = f"{config.scheme}://{join_host(config.advertise or config.bind_host, self.port)}"
         with contextlib.suppress(OSError):  # for the line that `token new` prints, which does without

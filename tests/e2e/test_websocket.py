@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from tests.support.certificates import Authority
 from tests.support.connect_proxy import ConnectProxy
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import (
+    TIMEOUT,
     Address,
+    accept,
     background,
     connect,
     echoes,
@@ -237,3 +240,58 @@ def test_http_at_the_tunnel_port(relay: Server, alpn: list[str]) -> None:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
         assert sock.recv(1000).startswith(b"HTTP/1.1 404 ")
     relay.logs("client.refused", "it was answered 404 Not Found")
+
+
+# --- one port for all, behind a proxy ---------------------------------------------------------------------------------------
+
+
+def ask(address: Address, host: str, path: str = "/", forwarded: str = "192.0.2.7") -> bytes:
+    """A request as a proxy passes it on; the head of the answer and what comes behind it."""
+    with connect(address) as sock:
+        head = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: 10.9.8.7, {forwarded}\r\nConnection: close\r\n\r\n"
+        sock.sendall(head.encode())
+        answer = b""
+        while data := sock.recv(4096):
+            answer += data
+        return answer
+
+
+def serve(listener: socket.socket, times: int) -> list[bytes]:
+    """A target that answers; what it was asked."""
+    heads = []
+    for _ in range(times):
+        with accept(listener) as sock:
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += sock.recv(4096)
+            heads.append(head)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+    return heads
+
+
+def test_one_port_for_tunnels_and_the_web(tmp_path: Path) -> None:
+    """What a platform with a single port needs: a tunnel and the visitors of its services come through the same proxy."""
+    address = ("127.0.0.1", free_port())
+    where = f"127.0.0.1:{address[1]}"
+    way = Way(False, BEST.loop, websocket=True)
+    options = ("--http", where, "--domain", "home.test", "--websocket-path", "/t")
+    with (
+        Server(tmp_path / "server", way, *options, bind=where) as server,
+        socket.create_server(("127.0.0.1", 0)) as web,
+    ):
+        exposed = [f"web=http://127.0.0.1:{web.getsockname()[1]}"]
+        visitors = ("--visitors", "192.0.2.0/24")
+        with Client(f"ws://{where}/t", server.token(), tmp_path / "c", *visitors, expose=exposed) as client:
+            assert client.line(0) == "https://web.home.test"
+            serving = background(serve, web, 2)
+            for path in ("/", "/t"):
+                assert ask(address, "web.home.test", path).endswith(b"\r\n\r\nhello")
+            for head in serving.result(TIMEOUT):
+                assert b"X-Forwarded-For: 192.0.2.7\r\n" in head and b"X-Forwarded-Proto: https\r\n" in head
+                assert b"10.9.8.7" not in head
+            assert ask(address, "web.home.test", forwarded="198.51.100.1").startswith(b"HTTP/1.1 403 ")
+            assert ask(address, "nobody.home.test").startswith(b"HTTP/1.1 404 ")
+            assert ask(address, "home.test", "/healthz").startswith(b"HTTP/1.1 200 ")
+            with connect(address) as sock:
+                sock.sendall(b"\x16\x03\x01\x00\x05hello")
+                assert sock.recv(100).startswith(b"HTTP/1.1 400 ")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrelay.net.heads import forwarded_for, head_size
+from fastrelay.net.heads import asks_for_tunnel, forwarded_for, head_size
 from fastrelay.wire import MAX_HEAD
 
 HEAD = b"GET /fastrelay HTTP/1.1\r\nHost: relay\r\n\r\n"
@@ -43,7 +43,30 @@ def test_whose_a_connection_is(fields: str, address: str | None) -> None:
     assert forwarded_for(f"GET / HTTP/1.1\r\nHost: relay\r\n{fields}\r\n\r\n".encode()) == address
 
 
+@pytest.mark.parametrize(
+    ("line", "fields", "tunnel"),
+    [
+        ("GET /fastrelay HTTP/1.1", "Sec-WebSocket-Protocol: fastrelay.1", True),
+        ("GET /fastrelay HTTP/1.1", "sec-websocket-protocol:chat, fastrelay.1", True),
+        (
+            "POST /fastrelay HTTP/1.0",
+            "Sec-WebSocket-Protocol: fastrelay.1",
+            True,
+        ),  # which is told what is wrong with it
+        ("GET /fastrelay/ HTTP/1.1", "Sec-WebSocket-Protocol: fastrelay.1", False),
+        ("GET /fastrelay?x HTTP/1.1", "Sec-WebSocket-Protocol: fastrelay.1", False),
+        ("GET /fastrelay HTTP/1.1", "Sec-WebSocket-Protocol: chat", False),
+        ("GET /fastrelay HTTP/1.1", "Cookie: fastrelay.1", False),
+        ("GET /fastrelay HTTP/1.1", "", False),
+        ("/fastrelay", "Sec-WebSocket-Protocol: fastrelay.1", False),
+    ],
+)
+def test_who_asks_for_a_tunnel(line: str, fields: str, tunnel: bool) -> None:
+    assert asks_for_tunnel(f"{line}\r\nHost: relay\r\n{fields}\r\n\r\n".encode(), "/fastrelay") is tunnel
+
+
 @given(st.binary(max_size=100))
 def test_any_bytes(said: bytes) -> None:
     forwarded_for(b"GET / HTTP/1.1\r\nX-Forwarded-For: " + said + b"\r\n\r\n")
+    asks_for_tunnel(said, "/fastrelay")
     assert 0 < head_size(said) <= len(said) + 1

@@ -478,6 +478,36 @@ def test_behind_a_proxy_a_head_is_waited_for_and_says_whose_it_is(run: Run) -> N
     run(main())
 
 
+def test_behind_a_proxy_what_asks_for_no_tunnel_may_be_anothers(run: Run) -> None:
+    async def main() -> None:
+        bench = TunnelBench(None, proxied=True, handshake_time=0.1)
+        taken: list[socket.socket] = []
+
+        def take(said: bytes, sock: socket.socket) -> bool:
+            if said.startswith(b"GET /tunnel "):
+                return False
+            taken.append(sock)
+            return True
+
+        bench.door.others = take
+        head = b"GET / HTTP/1.1\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n"
+        local = bench.knock()
+        await local.send(head[:20])
+        await turns()
+        assert not taken and bench.here == 1
+        await local.send(head[20:] + b"more")
+        await until(lambda: taken, "it was taken")
+        assert bench.here == 0 and not bench.told
+        await asyncio.sleep(0.15)  # no deadline is left, and nothing was read
+        assert taken[0].recv(1000) == head + b"more"
+        taken[0].close()
+        await bench.knock().send(head.replace(b"/ ", b"/tunnel "))
+        await until(lambda: bench.guests.said, "the other one is greeted")
+        await bench.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("words", [b"\x16\x03\x01", b"GET /" + b"a" * 10_000], ids=["no HTTP", "too long"])
 def test_behind_a_proxy_what_is_no_head_is_answered_at_once(run: Run, words: bytes) -> None:
     async def main() -> None:

@@ -11,13 +11,15 @@ from fastrelay.front.http.lobby import Lobby
 from fastrelay.front.http.own import Own
 from fastrelay.front.http.tls import HttpsVisitor
 from fastrelay.front.http.visitor import HttpVisitor
-from fastrelay.net.door import VisitorDoor
+from fastrelay.net.door import VisitorDoor, let_in
+from fastrelay.net.heads import END, asks_for_tunnel
 from fastrelay.net.keys import Shown
 from fastrelay.net.listen import listen
 from fastrelay.roles.refusals import why
 from fastrelay.roles.sites import Sites
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from fastrelay.roles.server import Server
@@ -34,7 +36,10 @@ class HttpFront:
         self.own = Own()
         ports: dict[str, int] = {}
         try:
-            if config.http is not None:
+            if config.one_port:
+                server.others = self._take
+                ports["https"] = 443  # as far as visitors are concerned
+            elif config.http is not None:
                 ports["http"] = self._listen(config.http, "http", self._plain)
             if config.https is not None:
                 assert config.http_cert is not None
@@ -77,6 +82,19 @@ class HttpFront:
         door = VisitorDoor(self._server.runtime, sock, make, self._server.config.balancers)
         self._doors.append(door)
         return door.port
+
+    def _take(self, said: bytes, sock: socket.socket) -> bool:
+        """What has come to the port of tunnels and asks for none."""
+        server = self._server
+        if END not in said or asks_for_tunnel(said, server.config.websocket_path):
+            return False
+        if server.runtime.full:
+            server.runtime.tell_full()
+            sock.close()
+        else:
+            visitor = HttpVisitor(server.runtime, self._hosts.route, "https", self._lobby, proxied=True)
+            server.runtime.spawn(server.runtime.loop.create_task(let_in(server.runtime, sock, visitor)))
+        return True
 
     def _plain(self) -> HttpVisitor:
         return HttpVisitor(self._server.runtime, self._hosts.route, "http", self._lobby)

@@ -14,12 +14,14 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from fastrelay.config import join_host
 from fastrelay.errors import Code, MessageError
 from fastrelay.front.http import heads
 from fastrelay.front.http.lingering import LingeringEdge
-from fastrelay.front.http.messages import Request, Requests, Response, Responses
+from fastrelay.front.http.messages import Request, Requests, Response, Responses, values
 from fastrelay.front.http.pages import answer, failed
 from fastrelay.mux.stream import NOTHING
+from fastrelay.net.heads import last_address
 from fastrelay.wire import HEADER_SIZE
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class HttpVisitor(LingeringEdge):
         "_method",
         "_moved",
         "_next",
+        "_proxied",
         "_raw",
         "_refused",
         "_requests",
@@ -73,8 +76,10 @@ class HttpVisitor(LingeringEdge):
         "_waits",
     )
 
-    def __init__(self, runtime: Runtime, route: Route, scheme: str, lobby: Lobby) -> None:
+    def __init__(self, runtime: Runtime, route: Route, scheme: str, lobby: Lobby, *, proxied: bool = False) -> None:
+        """`proxied`: a proxy in front says in X-Forwarded-For of each request whose it is."""
         super().__init__(runtime)
+        self._proxied = proxied
         self._route = route
         self._scheme = scheme
         self._lobby = lobby
@@ -202,6 +207,9 @@ class HttpVisitor(LingeringEdge):
         if not self._method and self._seat is not None:
             self._lobby.admit(self._seat)
         self._method = head.method
+        if self._proxied and (said := values(head.fields, b"x-forwarded-for")) and (whose := last_address(said[-1])):
+            self._visitor = whose
+            self._address = join_host(whose, 0)
         way = self._route(head, self._visitor)
         if self._asked and way.backend != self._backend:
             self._next = way
