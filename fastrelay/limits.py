@@ -128,6 +128,15 @@ class Limits:
     reserved_time: float = _limit(
         wire.RESERVED_TIME, 1, 31_536_000, "seconds", Side.RELAY, "the name and its ports are free again"
     )
+    return_time: float = _limit(5, 0, 60, "seconds", Side.RELAY, "who waits for a client that is away is reset")
+    held_ports: int = _limit(
+        4096,
+        0,
+        65_535,
+        "of clients that are away, but a quarter of files",
+        Side.RELAY,
+        "another port is not held, and other programs can take it",
+    )
     # Strangers at the tunnel port (protocol.md section 12.1).
     max_greetings: int = _limit(
         1000, 1, 65_535, "strangers, but an eighth of files", Side.RELAY, "an older one is closed for a new one"

@@ -9,6 +9,7 @@ import datetime
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, NamedTuple
 
 import msgspec
@@ -140,6 +141,12 @@ class Allowed:
             earlier.append(ports)
         if self.ports.relay:
             yield from (port for port in self._new(self.relay, earlier) if port >= PRIVILEGED)
+
+    def for_any(self) -> Iterator[int]:
+        """The same for a client that asks for any port: those below 1024 are for who names them, as long as there are others."""
+        others = (port for port in self if port >= PRIVILEGED)
+        first = next(others, None)
+        return iter(self) if first is None else chain((first,), others)
 
     def _new(self, ports: PortRange, earlier: list[PortRange]) -> Iterator[int]:
         return (port for port in ports if port != self.own and not any(port in others for others in earlier))

@@ -177,6 +177,7 @@ def connect(
     client_cert: Path | str | None = None,
     client_key: Path | str | None = None,
     pins: Iterable[str] = (),
+    behind_proxy: bool = False,
     limits: Iterable[str] = (),
     drain: float = 2.0,
 ) -> Tunnel:
@@ -191,6 +192,7 @@ def connect(
             client_cert=client_cert,
             client_key=client_key,
             pins=pins,
+            behind_proxy=behind_proxy,
             limits=limits,
             drain=drain,
         )

@@ -170,6 +170,20 @@ def test_the_order_is_as_listed() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("ports", "given_out"),
+    [
+        ("22,21000-21001", [21_000, 21_001]),
+        ("22,443", [22, 443]),
+        ("22,relay", [port for port in RANGE if port != OWN]),
+        ("", []),
+    ],
+)
+def test_any_port_is_none_that_one_asks_for_by_number(ports: str, given_out: list[int]) -> None:
+    """As long as there are others."""
+    assert list(key(ports=ports).ports(RANGE, OWN).for_any()) == given_out
+
+
 # --- names -------------------------------------------------------------------------------------------------------------
 
 

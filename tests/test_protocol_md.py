@@ -110,6 +110,9 @@ def test_limits_in_the_text() -> None:
     assert f"at most {registry._MOST_NAMED} names of private services" in section("4.4")
     assert f"has not answered for {wire.ANSWER_TIME} s" in " ".join(section("6.4").split())
     assert f"the last {registry._MOST_IDLE} that left" in section("4.4")
+    assert f"for the first {DEFAULTS.return_time} s (`return-time`, section 12)" in section("5.4")
+    for text in (section("9.1"), section("9.2")):
+        assert f"moved for {wire.RESET_DRAIN} s, and for {wire.RESET_DRAIN_MOST} s at most" in " ".join(text.split())
     assert f"up to {session._OVER_LIMIT} of them at a time" in section("6.2")
     assert session._ID_MARK == 2**32 * 3 // 4 and "three quarters of its ids" in section("6.2")
     assert auth.MAX_PINS == 2 and "next one (section 4.3): at most two, base64url" in section("4.1")

@@ -23,6 +23,7 @@ from fastrelay.net.runtime import Runtime
 from fastrelay.roles import server as roles
 from fastrelay.roles.visiting import say_missed
 from fastrelay.state import default_state
+from fastrelay.wire import WEBSOCKET_PATH
 
 
 class Server(Reaching):
@@ -44,6 +45,8 @@ class Server(Reaching):
         client_ca: Path | str | None = None,
         require_client_cert: bool = False,
         plaintext: bool = False,
+        behind_proxy: bool = False,
+        websocket_path: str = WEBSOCKET_PATH,
         http: str = "",
         https: str = "",
         http_cert: Path | str | None = None,
@@ -67,6 +70,8 @@ class Server(Reaching):
             limits=replace(bounds, drain_time=drain, files=files.limit() if bounds.files is None else bounds.files),
             client_ca=None if client_ca is None else Path(client_ca),
             require_client_cert=require_client_cert,
+            behind_proxy=behind_proxy,
+            websocket_path=websocket_path,
             http=parse_bind(http, 80) if http else None,
             https=parse_bind(https, 443) if https else None,
             http_cert=None if http_cert is None else Path(http_cert),
@@ -128,11 +133,13 @@ class Server(Reaching):
 
     @property
     def url(self) -> str:
-        """What `connect` takes on this machine: `tls://HOST:PORT`, or `tcp://HOST:PORT` of a relay without TLS."""
-        host = self._config.advertise or {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(
+        """What `connect` takes on this machine: `tls://HOST:PORT`, `tcp://` of a relay without TLS, `ws://` of one behind a proxy."""
+        proxied = self._config.behind_proxy  # and what is advertised leads to the proxy
+        host = ("" if proxied else self._config.advertise) or {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(
             self._config.bind_host, self._config.bind_host
         )
-        return f"{'tcp' if self._config.plaintext else 'tls'}://{join_host(host, self.port)}"
+        path = self._config.websocket_path if proxied and self._config.websocket_path != WEBSOCKET_PATH else ""
+        return f"{self._config.scheme}://{join_host(host, self.port)}{path}"
 
     @property
     def token(self) -> str:

@@ -42,15 +42,16 @@ def connect(
     client_cert: Path | str | None = None,
     client_key: Path | str | None = None,
     pins: Iterable[str] = (),
+    behind_proxy: bool = False,
     limits: Iterable[str] = (),
     drain: float = 2.0,
 ) -> Making[Tunnel]:
     """A tunnel to `relay`, on the running loop: `async with connect(…) as tunnel`, or `await connect(…)` and `aclose` later.
 
-    `relay` is written as for `fastrelay client`: `HOST[:PORT]`, `tls://…`, on this machine also `tcp://…`. `token` is the token's text. `name`
+    `relay` is written as for `fastrelay client`: `HOST[:PORT]`, `tls://…`, `wss://…`, on this machine also `tcp://…` and `ws://…`. `token` is the token's text. `name`
     says who this client is, the host name if it is None; with "" it serves nothing and only reaches others. `state` is a directory that says which installation this is and keeps the relay's
-    pins; without it that of `fastrelay client` is used. `client_cert`, `client_key` (PEM files) and `pins`
-    are as its options. `limits` are texts such as `streams=500`. When the `async with` block ends well, visitors have `drain` seconds to end by themselves.
+    pins; without it that of `fastrelay client` is used. `client_cert`, `client_key` (PEM files), `pins`
+    and `behind_proxy` are as its options. `limits` are texts such as `streams=500`. When the `async with` block ends well, visitors have `drain` seconds to end by themselves.
 
     The first connection is tried once; a tunnel that is lost later comes back by itself. Raises UnreachableError, AuthError, NameInUseError,
     StartError for any other refusal, UsageError for arguments that cannot be understood.
@@ -71,6 +72,7 @@ def connect(
             client_cert=None if client_cert is None else Path(client_cert),
             client_key=None if client_key is None else Path(client_key),
             pins=tuple(parse_pin(pin) for pin in pins),
+            behind_proxy=behind_proxy,
         )
         kept = ClientState.open(config.state, config.relay.url, config.name)
         try:

@@ -47,11 +47,12 @@ class Decoder:
         empty: Callable[[int], None],
         max_data: int,
     ) -> None:
-        """Send the calls elsewhere from now on, also those for the rest of the chunk that is being fed."""
+        """Send the calls elsewhere from now on, also those for the rest of the chunk that is being fed. No DATA may be under way any more."""
         self.control = control
         self.stray = stray
         self.empty = empty
         self.max_data = max_data
+        self._sink = None
 
     def feed(self, chunk: memoryview) -> None:
         """Take the next bytes of the tunnel. Raises ProtocolError; the decoder is of no use after that."""

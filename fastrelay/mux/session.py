@@ -187,6 +187,7 @@ class Session:
         self._marked.clear()
         for stream in streams:
             stream.lose()
+        self.pace.busy = None  # it was one of them
         # Nobody calls us any more, and we call nobody: without these cycles all of it is freed now, not when the collector comes.
         self._handlers.clear()
         self._stream_handlers.clear()

@@ -137,7 +137,9 @@ class Dial:
     def _over(self, _: asyncio.Task[None]) -> None:
         if self._reset is not None:
             self._stream.detach()
-        self._done(self._code, self._error)
+        error, self._error = self._error, None
+        del self._task  # its exception, and this error, know where they were raised, and so us: two cycles
+        self._done(self._code, error)
 
     def on_lost(self) -> None:
         self._task.cancel()

@@ -86,7 +86,8 @@ class VisitorDoor:
         self._runtime.doors.discard(self)
         self.adapt()
 
-    def close(self) -> None:
+    def leave(self) -> socket.socket:
+        """Serve nobody any more. The socket is the caller's, and who comes to it waits in its backlog."""
         self.pause()
         if self._timer is not None:
             self._timer.cancel()
@@ -95,7 +96,10 @@ class VisitorDoor:
             self._balancers.close()
         while self._taken:
             self._drop(*self._taken.popleft())
-        self._sock.close()
+        return self._sock
+
+    def close(self) -> None:
+        self.leave().close()
 
     def adapt(self) -> None:
         """Accept as there is room for it."""

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, cast
 from fastrelay.errors import Code
 from fastrelay.mux.stream import NOTHING
 from fastrelay.net.options import LINGER_OFF, LINGER_RESET, linger
-from fastrelay.wire import DISCARD_TIME, HEADER_SIZE, RESET_DRAIN
+from fastrelay.wire import DISCARD_TIME, HEADER_SIZE, MAX_OFFSET, RESET_DRAIN, RESET_DRAIN_MOST
 
 if TYPE_CHECKING:
     from fastrelay.mux.stream import Stream
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _POLL_FIRST = 0.001
 _POLL_MOST = 0.05
+_LOOK_EVERY = 0.25
+"""Seconds between two looks whether input of a connection that has failed still moves."""
 
 
 class Edge(asyncio.BufferedProtocol):
@@ -196,7 +198,7 @@ class Edge(asyncio.BufferedProtocol):
         # The stream is over but not let go: what is queued still counts against its share of the pool.
         self._discard()
         self._fin_due = False
-        self._drain(self._runtime.loop.time() + RESET_DRAIN, _POLL_FIRST)
+        self._drain(MAX_OFFSET, 0.0, self._runtime.loop.time() + RESET_DRAIN_MOST, _POLL_FIRST)
 
     def on_lost(self) -> None:
         self._part(Code.CANCEL)
@@ -335,7 +337,18 @@ class Edge(asyncio.BufferedProtocol):
     def _fail_softly(self, stream: Stream) -> None:
         stream.queued = 0
         stream.sink = NOTHING
-        self._later(RESET_DRAIN, self._give_up)
+        now = self._runtime.loop.time()
+        self._wait_for_input(stream.sent, now + RESET_DRAIN, now + RESET_DRAIN_MOST)
+
+    def _wait_for_input(self, sent: int, until: float, most: float) -> None:
+        """What came before the reset is still read, as long as that goes on (protocol.md 9.1)."""
+        now = self._runtime.loop.time()
+        if self.stream is not None and self.stream.sent > sent:
+            sent, until = self.stream.sent, min(now + RESET_DRAIN, most)
+        if now >= until:
+            self._give_up()
+        else:
+            self._later(min(_LOOK_EVERY, until - now), lambda: self._wait_for_input(sent, until, most))
 
     def _give_up(self, code: Code = Code.CONNECTION_RESET) -> None:
         self._part(code)
@@ -349,14 +362,18 @@ class Edge(asyncio.BufferedProtocol):
             self._held = False
             self._transport.resume_reading()
 
-    def _drain(self, deadline: float, pause: float) -> None:
-        """Wait until the peer has acknowledged what was delivered, then reset (protocol.md 9.2)."""
+    def _drain(self, left: int, until: float, most: float, pause: float) -> None:
+        """Wait for the peer to acknowledge what was delivered, as long as that goes on, then reset (protocol.md 9.2)."""
         if self._fd < 0:
             return
-        if self._runtime.loop.time() >= deadline or (self._backlog is None and not _unacknowledged(self._fd)):
+        now = self._runtime.loop.time()
+        unsent = len(self._backlog or b"") + _unacknowledged(self._fd)
+        if unsent < left:
+            left, until = unsent, min(now + RESET_DRAIN, most)
+        if not unsent or now >= until:
             self._abort()
             return
-        self._later(pause, lambda: self._drain(deadline, min(pause * 2, _POLL_MOST)))
+        self._later(pause, lambda: self._drain(left, until, most, min(pause * 2, _POLL_MOST)))
 
     def _later(self, delay: float, what: object) -> None:
         if self._timer is not None:

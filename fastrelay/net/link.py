@@ -270,7 +270,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
         """Tell the other side why, make sure that it can hear it, and close."""
         if self._closing:
             return
-        self.error = error
+        self.error = error.with_traceback(None)  # its frames know us: a cycle
         self.decoder.stopped = True
         highest = 0 if self.session is None else self.session.highest
         last = wire.frame(wire.Kind.GOAWAY, 0, wire.pack_goaway(highest, error.code, error.text))
@@ -317,7 +317,7 @@ class Link(Outbox, asyncio.BufferedProtocol):
         if self._closing:
             self._transport_abort()  # it was about to end in order: no more time for that
             return
-        self.error = error
+        self.error = error.with_traceback(None)
         self._closing = True
         self.decoder.stopped = True
         if self.session is not None:

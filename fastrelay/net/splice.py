@@ -8,7 +8,7 @@ here in between is at most the window.
     deliver                        seal, or the backlog when there is no room
     on_accept                      accept
     on_fin                         fin, behind the backlog
-    on_reset                       reset, behind the backlog, within RESET_DRAIN
+    on_reset                       reset, behind the backlog, as long as that moves
     on_lost                        reset at once
     on_stop                        stop
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fastrelay.errors import Code
 from fastrelay.mux.stream import NOTHING, SENDING, Send
-from fastrelay.wire import RESET_DRAIN
+from fastrelay.wire import RESET_DRAIN, RESET_DRAIN_MOST
 
 if TYPE_CHECKING:
     from fastrelay.mux.stream import Stream
@@ -70,6 +70,7 @@ class End:
         "_reset",
         "_runtime",
         "_timer",
+        "_until",
         "_waits",
         "_witness",
         "link",
@@ -88,6 +89,7 @@ class End:
         self._reset: Code | None = None  # the same for a reset
         self._waits = False  # for room in this tunnel
         self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0
         self._done = False  # nothing of this stream's half is left to pass on, and nothing will come
         self._parted = False  # from the other one: both are over
         self._witness = witness
@@ -125,7 +127,8 @@ class End:
             self._over(code)
             return
         self._reset = code
-        self._timer = self._runtime.loop.call_later(RESET_DRAIN, self._over, code)
+        self._until = self._runtime.loop.time() + RESET_DRAIN_MOST
+        self._linger(code)
 
     def on_lost(self) -> None:
         self._over(None)
@@ -157,6 +160,8 @@ class End:
             stream.queued = 0 if other._backlog is None else len(backlog)
             stream.session.now = time.monotonic()
             stream.drained()
+            if other._reset is not None:
+                other._linger(other._reset)
         if other._backlog is None:
             if other._reset is not None:
                 other._over(other._reset)
@@ -184,6 +189,13 @@ class End:
         if stream.queued:
             stream.queued = 0
             stream.drained()
+
+    def _linger(self, code: Code) -> None:
+        """Be reset when the backlog has not moved for RESET_DRAIN."""
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = self._runtime.loop
+        self._timer = loop.call_at(min(loop.time() + RESET_DRAIN, self._until), self._over, code)
 
     def _half_over(self) -> None:
         """Nothing of this stream's half is left to pass on, and nothing will come."""

@@ -233,6 +233,11 @@ def _load_chain(context: ssl.SSLContext, cert_path: Path, key_path: Path, option
     except ssl.SSLError as error:
         if encrypted:
             why, instead = "it is encrypted and nobody will be there to be asked for the password", "without a password"
+        elif error.library == "PEM":
+            raise StartError(
+                f"The certificate in {cert_path} cannot be used, because OpenSSL says {error.reason or error}: give "
+                f"{option.replace('key', 'cert')} a file in PEM form in which every -----BEGIN CERTIFICATE----- has its end."
+            ) from None
         elif error.reason == "KEY_VALUES_MISMATCH":
             why, instead = f"it does not belong to the certificate in {cert_path}", "that was made with the certificate"
         else:
@@ -249,7 +254,8 @@ def _load_chain(context: ssl.SSLContext, cert_path: Path, key_path: Path, option
 
 def stamp(paths: Iterable[Path]) -> tuple[object, ...]:
     """What tells whether any of these files was replaced or written since."""
-    return tuple(_stamp(path) for path in paths)
+    # By way of a list: until CPython 3.12 each tuple made from a generator adds one to a store of used ones that is never asked.
+    return tuple([_stamp(path) for path in paths])
 
 
 def _stamp(path: Path) -> object:

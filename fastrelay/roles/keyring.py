@@ -63,17 +63,22 @@ class Keyring:
             raise _error(Code.DENIED, key, refusal, name=name)
         return key
 
-    def _look(self) -> None:
-        self._timer = self._loop.call_later(_LOOK_EVERY, self._look)
+    def refresh(self) -> None:
+        """Take in a change of the file now: a token is good as soon as the command that has made it is done."""
         before = self._state.keys
-        changed = False
         try:
             changed = self._state.reload()
         except StartError as error:
             log.error("token.not_loaded", f"The relay goes on with the tokens that it has. {error}")
+            return
         if changed:
             _tell(before, self._state.keys)
-        if changed or any(key.grant.expires for key in self._state.keys.values()):
+            self._judge(time.time())
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(_LOOK_EVERY, self._look)
+        self.refresh()
+        if any(key.grant.expires for key in self._state.keys.values()):
             self._judge(time.time())
         self._also()
 

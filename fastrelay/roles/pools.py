@@ -45,7 +45,7 @@ class Member(Service):
 class Pool:
     """One service of all clients with tokens of this label that ask for it. It is there for as long as one of them is.
 
-    `owner` is the name by which the registry keeps what belongs to it: no client can have that. `ended` is called when the last one has left.
+    `owner` is the name by which the registry keeps what belongs to it: no client can have that. `ended` is called when the last one has left, with the socket of its port, if it had one.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Pool:
         label: str,
         request: wire.Expose,
         visitors: Networks | None,
-        ended: Callable[[Pool], None],
+        ended: Callable[[Pool, socket.socket | None], None],
     ) -> None:
         self.owner = pool_owner(label, request.name)
         self.name = request.name
@@ -95,10 +95,8 @@ class Pool:
     def leave(self, member: Member) -> None:
         self.ring.discard(member)
         if not self.ring:
-            if self._door is not None:
-                self._door.close()
-                self._door = None  # which knows how to make visitors of this pool: a cycle
-            self._ended(self)
+            door, self._door = self._door, None  # which knows how to make visitors of this pool: a cycle
+            self._ended(self, None if door is None else door.leave())
 
     def failed(self, member: Member) -> None:
         """It has not taken a visitor."""

@@ -7,6 +7,7 @@ Invariants: a name, a port and a private service have at most one owner; what is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import NamedTuple
@@ -53,6 +54,7 @@ class Registry:
                 self._owner[port] = name
             for service in reservation.named:
                 self._named[service] = name
+        self._due = 0.0  # nobody has been away for long enough before
         self._idle: dict[str, None] = {}  # names of those who left without a port, in the order in which they left
         for name in sorted(self._reserved, key=lambda name: self._reserved[name].seen):
             self._left(name)
@@ -76,7 +78,7 @@ class Registry:
 
         Raises ProtocolError (NAME_TAKEN) when another installation has the name, or has it reserved.
         """
-        self._expire(now)
+        self.expire(now)
         reservation = self._reserved.get(name)
         if reservation is not None and reservation.instance != instance:
             here = name in self._here
@@ -96,6 +98,7 @@ class Registry:
         if self._here.get(name) is session:
             del self._here[name]
             self._reserved[name] = replace(self._reserved[name], seen=now)
+            self._due = min(self._due, now + self._reserved_time)
             self._left(name)
 
     def _left(self, name: str) -> None:
@@ -112,6 +115,21 @@ class Registry:
             oldest = next(iter(self._idle))
             del self._idle[oldest], self._reserved[oldest]
 
+    def expire(self, now: float) -> None:
+        """Forget who has been away for too long. Whoever asks for a name or port does this first."""
+        if now <= self._due:
+            return
+        self._due = math.inf
+        for name, kept in list(self._reserved.items()):
+            if name in self._here:
+                continue
+            if now - kept.seen <= self._reserved_time:
+                self._due = min(self._due, kept.seen + self._reserved_time)
+                continue
+            self._idle.pop(name, None)
+            self._forgotten.append(name)
+            self._forget(name)
+
     def _keep_few(self, pools: str) -> None:
         """Of the pools of a token the last MAX_SERVICES that were left are kept: no session bounds how many there can be."""
         away = [name for name in self._reserved if name.startswith(pools) and name not in self._here]
@@ -120,12 +138,17 @@ class Registry:
 
     # --- ports ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def ports(self) -> Mapping[int, str]:
+        """Every port that is taken or reserved, and whose it is."""
+        return self._owner
+
     def offer(self, name: str, service: str, wanted: int, allowed: Allowed, now: float, also: str = "") -> Offer:
         """The ports that this name may have for this service, of those that its token gives; those of the name `also` may move to it.
 
         `wanted` 0 is any: the one it had, then the next free ones.
         """
-        self._expire(now)
+        self.expire(now)
         if wanted:
             if refusal := allowed.refusal(wanted):
                 return Offer((), "not-granted", refusal.text, refusal.rule)
@@ -143,7 +166,7 @@ class Registry:
                 "port-reserved",
                 f"port {wanted} is reserved for {_title(owner)}, which is away; ask for another, or for any",
             )
-        free = (port for port in allowed if port not in self._owner)
+        free = (port for port in allowed.for_any() if port not in self._owner)
         kept = self._reserved.get(also)
         had = self._reserved[name].ports.get(service, 0) or (0 if kept is None else kept.ports.get(service, 0))
         first = had if self._owner.get(had) in (name, also) and not allowed.refusal(had) else next(free, None)
@@ -177,7 +200,7 @@ class Registry:
         """Whether this client may have a private service of this name, which may move to it from the client `also`: an offer without an error is
         a yes, and has no ports.
         """
-        self._expire(now)
+        self.expire(now)
         owner = self._named.get(service)
         if owner is not None and owner in (name, also):
             return Offer(())
@@ -228,13 +251,6 @@ class Registry:
         """Names that are free again because nobody came for so long; each is told once."""
         told, self._forgotten = self._forgotten, []
         return told
-
-    def _expire(self, now: float) -> None:
-        for name, kept in list(self._reserved.items()):
-            if name not in self._here and now - kept.seen > self._reserved_time:
-                self._idle.pop(name, None)
-                self._forgotten.append(name)
-                self._forget(name)
 
     def _forget(self, name: str) -> None:
         kept = self._reserved.pop(name)

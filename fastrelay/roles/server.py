@@ -21,6 +21,7 @@ from fastrelay.auth import RelayLogin
 from fastrelay.config import ServerConfig, join_host
 from fastrelay.errors import Code, ProtocolError, StartError
 from fastrelay.mux.greeting import RelayGreeting
+from fastrelay.net.hold import Holder
 from fastrelay.net.keys import Shown, settle
 from fastrelay.net.link import Core, Link
 from fastrelay.net.listen import TunnelDoor, listen
@@ -52,6 +53,7 @@ class Server:
         self.registry = Registry(state.reservations(), config.limits.reserved_time)
         self.runtime = Runtime(config.limits, "this relay")  # behind what may raise: it has descriptors
         self.directory = Directory(self.registry)
+        self.held = Holder(self.runtime, config.bind_host)
         self.pools: dict[str, Pool] = {}  # by their owners
         self.sites: Sites | None = None  # where HTTP services are
         self.others: Callable[[bytes, socket.socket], bool] | None = (
@@ -112,6 +114,7 @@ class Server:
         with contextlib.suppress(OSError):  # for the line that `token new` prints, which does without
             self._state.save_address(config.front if config.behind_proxy else own)
         self.keyring.start()
+        self._hold_ports()
         self._seen = self.runtime.loop.call_later(_SEEN_EVERY, self._still_here)
         where = join_host(config.bind_host, self.port)
         self.bound = bound(config.limits)
@@ -133,6 +136,7 @@ class Server:
         self.draining = True
         if self._door is not None:
             self._door.close()
+        self.held.close()
         for tunnel in list(self._tunnels.values()):
             tunnel.wind_down("the relay is going down")
         try:
@@ -149,6 +153,7 @@ class Server:
         self.draining = True
         if self._door is not None:
             self._door.close()
+        self.held.close()
         for link in list(self._links):
             link.abort(ProtocolError(Code.SHUTDOWN, "the relay has ended"))
         while self._links:
@@ -167,6 +172,7 @@ class Server:
 
     def on_connected(self, link: Link) -> Core:
         tls: ssl.SSLObject | None = link.transport.get_extra_info("ssl_object")
+        self.keyring.refresh()
         native = not self.config.behind_proxy if tls is None else tls.selected_alpn_protocol() == wire.ALPN
         login = RelayLogin(
             self._state.find,
@@ -242,14 +248,31 @@ class Server:
             self._door.admitted(link)
         self.save_soon()
 
-    def pool_ended(self, pool: Pool) -> None:
-        """The last of its clients has gone: what it had is reserved."""
+    def pool_ended(self, pool: Pool, sock: socket.socket | None) -> None:
+        """The last of its clients has gone: what it had is reserved, its port held."""
+        if sock is not None:
+            self.held.hold(sock, pool.owner)
         del self.pools[pool.owner]
         self.directory.remove(pool)
         self.registry.release(pool.owner, pool, time.time())
         self.save_soon()
 
     # --- reservations --------------------------------------------------------------------------------------------------
+
+    def _hold_ports(self) -> None:
+        """Everybody is away yet. Where another program has a port, its client will ask for it anyway."""
+        self.registry.expire(time.time())
+        for port, name in self.registry.ports.items():
+            try:
+                self.held.bind(port, name)
+            except OSError as error:
+                self.runtime.notices.say(
+                    "port.not_held",
+                    "port.not_held",
+                    f"Cannot hold port {port} for {name}, which is away: {why(error)}. It is tried again when {name} is back.",
+                    name=name,
+                    port=port,
+                )
 
     def save_soon(self) -> None:
         """Many changes, one write."""
@@ -260,6 +283,8 @@ class Server:
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None
+        self.registry.expire(time.time())
+        self.held.keep(self.registry.ports)
         for name in self.registry.forgotten():
             self.runtime.reached("reserved-time", name)
         try:

@@ -18,7 +18,6 @@ from fastrelay.errors import Code, LimitError, ProtocolError
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Outlet, Stream
 from fastrelay.net.link import Link
-from fastrelay.net.listen import listen
 from fastrelay.net.telling import Totals
 from fastrelay.networks import Networks
 from fastrelay.policy import Key
@@ -254,7 +253,7 @@ class Tunnel:
             return Offer((), "port-taken", f"port {request.port} is this client's own, for another service")
         for port in offer.ports:
             try:
-                sock = listen(server.config.bind_host, port)
+                sock = server.held.take(port, owner)
             except OSError as error:
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                     return Offer((), "port-taken", f"port {port} cannot be opened: {why(error)}")
@@ -303,10 +302,12 @@ class Tunnel:
         server.directory.add(pool)
         return None
 
-    def withdraw(self) -> None:
-        """Nothing is served any more: visitors are refused from now on."""
+    def withdraw(self, *, awaited: bool = True) -> None:
+        """Nothing is served any more; if the client is `awaited`, visitors of its ports may wait a moment for its return."""
         for service in self.services.values():
             self._server.directory.remove(service)
+            if isinstance(service, PublicPort):
+                self._server.held.hold(service.leave(), self.name, awaited=awaited)
             service.close()
         self.services.clear()
 
@@ -331,14 +332,15 @@ class Tunnel:
 
     def dismiss(self, error: ProtocolError) -> None:
         """The token does not stand any more, or grants something else."""
-        self.withdraw()
+        rule = error.fields.get("rule")
+        self.withdraw(awaited=rule == "changed")  # then it comes again at once
         self.link.goodbye(error)
         log.warning(
             "client.dismissed",
             f"Ended the session of {self.title}: {error.text}.",
             **self._who(),
             code=error.code.name,
-            rule=error.fields.get("rule"),
+            rule=rule,
         )
 
     def gone(self, error: Exception | None) -> None:

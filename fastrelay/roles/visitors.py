@@ -46,10 +46,11 @@ class PublicPort(Service):
         self.door = VisitorDoor(runtime, sock, lambda: make(runtime, self), balancers)
         self.port = self.door.port
 
-    def close(self) -> None:
-        """Visitors are refused from now on."""
-        self.door.close()
+    def leave(self) -> socket.socket:
+        """Serve nobody any more; the port is the caller's."""
+        sock = self.door.leave()
         del self.door  # which knows how to make visitors of this service: a cycle
+        return sock
 
 
 class Visitor(Edge):

@@ -50,6 +50,25 @@ def test_a_local_service_is_reached(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize(("proxied", "path"), [(False, ""), (True, ""), (True, "/tunnels")])
+def test_inside_a_websocket(run: Run, tmp_path: Path, proxied: bool, path: str) -> None:
+    options: dict[str, Any] = {"websocket_path": path} if path else {}
+
+    async def main() -> None:
+        state = tmp_path / "relay"
+        server = fastrelay.Server(bind="127.0.0.1:0", state=state, behind_proxy=proxied, drain=0, **options)
+        async with server:
+            assert server.url == f"{'ws' if proxied else 'tls'}://127.0.0.1:{server.port}{path}"
+            url = server.url.replace("tls://", "wss://")
+            async with (
+                fastrelay.connect(url, token=server.token, name="home", state=tmp_path / "client", drain=0) as home,
+                home.listen("jobs", echo, kind="tcp") as service,
+            ):
+                assert await visit(service.host, service.port, b"hello" * 100_000) == b"hello" * 100_000
+
+    run(main())
+
+
 def test_a_service_that_is_closed_refuses_and_lets_who_is_here_go_on(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with joined(tmp_path) as (_, home):

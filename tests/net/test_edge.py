@@ -346,6 +346,30 @@ def test_a_reset_while_credit_stays_out_is_told_within_two_seconds(run: Run) -> 
     run(main())
 
 
+def test_a_reset_waits_as_long_as_input_moves(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credit comes in drops, each in time and all together not; and not for ever."""
+    monkeypatch.setattr(edge_module, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(edge_module, "RESET_DRAIN", 0.4)
+
+    async def main(most: float) -> int:
+        monkeypatch.setattr(edge_module, "RESET_DRAIN_MOST", most)
+        async with Bench() as bench:
+            edge, local, stream = await bench.joined(credit=1_000)
+            await local.send(b"z" * 6_000)
+            await until(lambda: edge._held, "reading is paused")
+            local.reset()
+            await until(lambda: edge._failed, "the reset is known", 1)
+            for limit in range(2_000, 7_000, 1_000):
+                await asyncio.sleep(0.12)
+                await bench.peer.send(pair.window(stream.id, limit))
+            got, kind, code = await bench.peer.half(stream.id)
+            assert (kind, code) == (Kind.RESET, Code.CONNECTION_RESET)
+            return len(got)
+
+    assert run(main(30)) == 6_000
+    assert 1_000 <= run(main(0.3)) < 6_000
+
+
 def test_a_reset_after_the_end(run: Run) -> None:
     async def main() -> None:
         async with Bench() as bench:
@@ -457,6 +481,33 @@ def test_reset_from_the_tunnel_does_not_wait_for_ever(run: Run) -> None:
             assert hang_up(local.sock, 1)
 
     run(main())
+
+
+def test_reset_from_the_tunnel_waits_as_long_as_somebody_reads(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slowly, so that each piece is in time and all of them together are not; and not for ever."""
+    monkeypatch.setattr(edge_module, "RESET_DRAIN", 0.4)
+
+    async def main(most: float) -> bool:
+        monkeypatch.setattr(edge_module, "RESET_DRAIN_MOST", most)
+        async with Bench() as bench:
+            _, local, stream = await bench.joined(ends=small_buffers())
+            size = stream.recv_limit
+            await stuff(bench, stream, size)
+            await bench.peer.send(pair.reset(stream.id))
+            got = b""
+            try:
+                for _ in range(5):
+                    await asyncio.sleep(0.12)
+                    got += await local.read(size // 6)
+                rest, end = await local.to_end()
+            except ConnectionResetError:
+                return False
+            Checker(stream.id).feed(got + rest)
+            assert end is End.RESET
+            return len(got + rest) == size
+
+    assert run(main(30))
+    assert not run(main(0.3))
 
 
 def test_a_lost_tunnel_is_a_reset_at_once(run: Run) -> None:

@@ -160,6 +160,17 @@ def test_not_a_certificate(tmp_path: Path, identity: Identity, content: bytes) -
     refused(lambda: load_identity(file, identity.key_path), str(file), "BEGIN CERTIFICATE")
 
 
+def test_a_chain_that_was_cut_off(tmp_path: Path, identity: Identity) -> None:
+    """The key is good: it is the other file that needs a look."""
+    file = tmp_path / "cert.pem"
+    file.write_bytes(identity.cert_path.read_bytes() + identity.cert_path.read_bytes()[:300])
+    refused(
+        lambda: load_identity(file, identity.key_path),
+        f"The certificate in {file} cannot be used",
+        "give --cert a file",
+    )
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"nonsense", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
 )

@@ -391,7 +391,7 @@ class World(logging.Handler):
         kept = registry.reservations(now)
         missing = {name for name, (left, _, _) in self.away.items() if now - left < RESERVED_TIME} - set(kept)
         assert not missing, f"{missing} left within the last day, and their names are free"
-        registry._expire(now)
+        registry.expire(now)
         kept = registry.reservations(now)
         stale = [name for name in kept if name not in self.residents and now - self.away[name][0] > RESERVED_TIME + 60]
         assert not stale, f"{stale} are reserved for more than a day"
@@ -408,6 +408,9 @@ class World(logging.Handler):
             "timers": collections.Counter(getattr(one._callback, "__qualname__", "?") for one in timers),
             "files": collections.Counter(re.sub(r":.*|/.*", "", name) for _, name in open_files()),
         }
+        files = held["files"]
+        assert isinstance(files, collections.Counter)
+        files["socket"] -= len(self.relay.server.held._held)  # ports of guests that are away
         before = self._held.setdefault(len(self.residents), held)
         assert held == before, f"with {len(self.residents)} clients it held\n{before}\nand holds now\n{held}"
         tasks, timers_held = held["tasks"], held["timers"]

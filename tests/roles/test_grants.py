@@ -216,6 +216,21 @@ def test_a_revoked_token_ends_its_sessions_within_a_second(
     assert fields(caplog, "token.loaded")[-1] == {"added": [], "removed": ["home"], "changed": []}
 
 
+def test_a_token_is_good_as_soon_as_it_is_made(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that was revoked lets nobody in from then on: a relay that looks seldom looks at each login."""
+    monkeypatch.setattr(keyring, "_LOOK_EVERY", 60.0)
+
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench:
+            await bench.client("home", "1", make_token(bench.home, "home"))
+            gone = make_token(bench.home, "gone")
+            revoke(bench.home, "gone")
+            _, answer = await bench.client("gone", "2", gone, wants=Kind.GOAWAY)
+            assert said(answer)[0] is Code.UNAUTHORIZED
+
+    run(main())
+
+
 @pytest.mark.slow
 def test_all_sessions_of_a_token_end_within_a_second(run: Run, tmp_path: Path, long: int) -> None:
     number = 200 * long or 50

@@ -19,7 +19,7 @@ from tests.conftest import Run
 from tests.roles.test_client import ClientBench, client
 from tests.roles.test_server import RelayBench, goaway, relay
 from tests.support import pair
-from tests.support.peers import End
+from tests.support.peers import End, ways_in
 from tests.support.tunnel import Peer, turns, until
 from tests.test_protocol_md import table
 
@@ -146,6 +146,24 @@ async def reserved_time(bench: RelayBench) -> None:
     assert (await bench.expose(peer, port=port)).port == port  # and when that is saved, it is told
 
 
+async def return_time(bench: RelayBench) -> None:
+    peer, _ = await bench.client()
+    port = (await bench.expose(peer)).port
+    peer.close()
+    await until(lambda: not bench.server._tunnels, "it is away")
+    assert await (await bench.visit(port)).to_end() == (b"", End.RESET)
+    with pytest.raises(ConnectionRefusedError):
+        await bench.visit(port)
+
+
+async def held_ports(bench: RelayBench) -> None:
+    peer, _ = await bench.client()
+    ports = [(await bench.expose(peer, number)).port for number in (1, 2)]
+    peer.close()
+    await until(lambda: not bench.server._tunnels, "it is away")
+    assert [bool(ways_in(port)) for port in ports] == [False, True]
+
+
 async def max_greetings(bench: RelayBench) -> None:
     strangers = [await bench.knock() for _ in range(4)]
     assert await strangers[0].frames_to_end() == [], "the oldest has gone for the newest"
@@ -200,6 +218,8 @@ ON_A_RELAY: dict[str, tuple[Limits, Callable[[RelayBench], Awaitable[None]]]] = 
     "half-open-time": (Limits(half_open_time=0.1), half_open_time),
     "drain-time": (Limits(drain_time=0.1), drain_time),
     "reserved-time": (Limits(reserved_time=0.1), reserved_time),
+    "return-time": (Limits(return_time=0.1), return_time),
+    "held-ports": (Limits(held_ports=1), held_ports),
     "max-greetings": (Limits(max_greetings=3), max_greetings),
     "greetings-per-source": (Limits(greetings_per_source=3), greetings_per_source),
     "penalty-from": (Limits(handshake_time=0.1, penalty_slow=5, penalty_from=4), penalty_from),

@@ -20,7 +20,7 @@ from tests.roles.test_server import RelayBench, relay
 from tests.support import pair
 from tests.support.callers import caller as calling
 from tests.support.grants import make_token
-from tests.support.peers import End
+from tests.support.peers import End, ways_in
 from tests.support.tunnel import Local, Peer, turns, until
 
 
@@ -269,7 +269,7 @@ def test_a_member_that_reads_no_more_before_it_accepts(run: Run, tmp_path: Path)
 
 def test_the_port_is_the_pools(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
-        async with relay(tmp_path / "r") as bench:
+        async with relay(tmp_path / "r", Limits(return_time=0)) as bench:
             peers, port = await members(bench, 2)
             other, _ = await bench.client("other", "other")
             assert (await bench.expose(other, 1, port=port)).error == "port-taken"
@@ -281,6 +281,7 @@ def test_the_port_is_the_pools(run: Run, tmp_path: Path) -> None:
             assert not pools(bench)
             with pytest.raises(ConnectionRefusedError):
                 await bench.visit(port)
+            assert ways_in(port) == []
             refused = await bench.expose(other, 1, port=port)
             assert refused.error == "port-reserved" and "the pool 'web'" in refused.text
             assert (await bench.expose(other, 2)).port != port

@@ -459,7 +459,7 @@ def test_drain_ends_after_its_time(run: Run, tmp_path: Path) -> None:
 
 def test_a_client_that_goes_away(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
-        async with relay(tmp_path / "r") as bench:
+        async with relay(tmp_path / "r", Limits(return_time=0)) as bench:
             peer, _ = await bench.client()
             port = (await bench.expose(peer)).port
             local, number = await bench.joined(peer, port)

@@ -5,6 +5,7 @@ Every socket has a timeout, so that a lost byte is a failure and never a test th
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import fcntl
 import select
@@ -80,6 +81,30 @@ def until(holds: Callable[[], object], what: str, timeout: float = TIMEOUT) -> N
         time.sleep(0.005)
 
 
+class Stalls:
+    """`with`: for how long the machine has kept us waiting meanwhile, in `seconds`, as a thread sees it that wants to wake every 5 ms."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        start = time.monotonic()
+        while not self._over.wait(0.005):
+            now = time.monotonic()
+            self.seconds += max(0.0, now - start - 0.05)
+            start = now
+
+    def __enter__(self) -> Stalls:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
 def free_port() -> int:
     """A port that nobody has now, for a program that cannot be given port 0."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
@@ -91,6 +116,26 @@ def listens(address: Address) -> bool:
     with socket.socket() as sock:
         sock.settimeout(1)
         return sock.connect_ex(address) == 0
+
+
+def ways_in(port: int) -> list[str]:
+    """How another program on this machine would get a public port of 127.0.0.1: nothing, if nobody but its holder has it."""
+    found = []
+    options = ((), (socket.SO_REUSEADDR,), (socket.SO_REUSEPORT,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT))
+    hosts = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0")]
+    if socket.has_dualstack_ipv6():
+        hosts.append((socket.AF_INET6, "::"))
+    for family, host in hosts:
+        for chosen in options:
+            with socket.socket(family) as sock, contextlib.suppress(OSError):
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                for option in chosen:
+                    sock.setsockopt(socket.SOL_SOCKET, option, 1)
+                sock.bind((host, port))
+                sock.listen()
+                found.append(f"{host} with {chosen}")
+    return found
 
 
 # --- sending ------------------------------------------------------------------------------------------------------------
