@@ -19,10 +19,11 @@ from fastrelay.limits import DEFAULTS, SETTINGS
 from fastrelay.mux import credit, floods, pace, session
 from fastrelay.mux.decoder import Decoder
 from fastrelay.mux.stream import RECV, SEND, Recv, Send
-from fastrelay.net import gate
+from fastrelay.net import gate, websocket
 from fastrelay.networks import Networks
 from fastrelay.roles import registry, tunnel
 from fastrelay.wire import Kind
+from tests.net import test_websocket as test_websocket_layer
 from tests.support.pair import Clock, Side
 
 TEXT = (Path(__file__).parent.parent / "protocol.md").read_text(encoding="utf-8")
@@ -118,6 +119,19 @@ def test_limits_in_the_text() -> None:
     assert auth.MAX_PINS == 2 and "next one (section 4.3): at most two, base64url" in section("4.1")
     assert f"ALPN protocol `{wire.ALPN}`" in section("2")
     assert f"This document is version {wire.VERSION}." in section("4.1")
+
+
+def test_websocket() -> None:
+    text = section("2.1")
+    assert f"the subprotocol\n`{wire.WEBSOCKET}`" in text and f"`{wire.WEBSOCKET_PATH}` unless" in text
+    assert f"`{wire.ALPN}` is a native tunnel; `{wire.ALPN_HTTP}`, or none, begins with a WebSocket handshake" in text
+    said = {Code[name]: int(code) for code, name in re.findall(r"(1\d{3}) for ([A-Z_]+)", text)}
+    assert said == websocket.CLOSE_CODES and "else\n  4000 plus the code of section 11" in text
+    _, rows = table("2.1")
+    documented = {int(status.split(",")[0]) for status, _ in rows}
+    # One parameter of that test is the status; the head that does not end has a test of its own.
+    (mark,) = test_websocket_layer.test_what_is_not_taken_is_answered.pytestmark  # type: ignore[attr-defined]
+    assert documented == {status for _, status in mark.args[1]} | {408}
 
 
 def test_the_examples_of_services() -> None:

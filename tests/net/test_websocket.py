@@ -299,6 +299,28 @@ def test_pings(run: Run) -> None:
     run(main())
 
 
+def test_a_ping_is_no_sign_of_life(run: Run) -> None:
+    """It may be a proxy's, in front of a relay that is gone."""
+
+    async def main() -> None:
+        async with rig() as (near, far):
+            await greeted(far)
+            session = near.link.session
+            assert session is not None
+            heard = session.heard
+            await far.send(
+                Frame(Opcode.PING, b"?").serialize(mask=True) + Frame(Opcode.PONG, b"!").serialize(mask=True)
+            )
+            while (event := await far.event()) != Frame(Opcode.PONG, b"?"):
+                assert isinstance(event, Frame)
+            assert session.heard == heard
+            far.protocol.send_binary(pair.pong(b"12345678"))
+            await far.say()
+            await until(lambda: session.heard > heard, "a message is one")
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     "flood",
     [Frame(Opcode.PING, b"!"), Frame(Opcode.PONG, b"!"), Frame(Opcode.BINARY, b"")],
