@@ -21,6 +21,7 @@ from fastrelay.state import ClientState, ServerState
 if TYPE_CHECKING:
     from fastrelay.errors import Code
     from fastrelay.front.http.front import HttpFront
+    from fastrelay.net.edge import Edge
     from fastrelay.roles.caller import Caller
     from fastrelay.roles.server import Server
     from fastrelay.wire import Listing
@@ -105,8 +106,34 @@ async def run_client(config: ClientConfig, reachable: Callable[[Exposure, Public
 async def run_forward(
     config: ClientConfig, target: str, bind: tuple[str, int], ready: Callable[[str, int], None], on_stop: OnStop
 ) -> None:
-    """`ready(host, port)` is called once, when a local port leads to the service `target` of another client."""
+    """`ready(host, port)` is called once, when a local port leads to `target`: a service of another client, or a place behind one."""
     from fastrelay.front.forward import ForwardVisitor
+
+    await _run_door(
+        config, bind, lambda caller: ForwardVisitor(caller.runtime, caller.visiting, target), ready, on_stop
+    )
+
+
+async def run_socks(
+    config: ClientConfig, client: str, bind: tuple[str, int], ready: Callable[[str, int], None], on_stop: OnStop
+) -> None:
+    """`ready(host, port)` is called once, when there is a SOCKS5 and HTTP CONNECT proxy on a local port whose connections `client` makes."""
+    from fastrelay.front.opener import Through
+    from fastrelay.front.proxy import ProxyVisitor
+
+    await _run_door(
+        config, bind, lambda caller: ProxyVisitor(caller.runtime, Through(caller.visiting, client)), ready, on_stop
+    )
+
+
+async def _run_door(
+    config: ClientConfig,
+    bind: tuple[str, int],
+    make: Callable[[Caller], Edge],
+    ready: Callable[[str, int], None],
+    on_stop: OnStop,
+) -> None:
+    """Run a client whose visitors come to a local port; `make` makes the edge of each."""
     from fastrelay.net.door import VisitorDoor
     from fastrelay.net.listen import listen
 
@@ -130,7 +157,7 @@ async def run_forward(
     except BaseException:
         sock.close()
         raise
-    door = VisitorDoor(caller.runtime, sock, lambda: ForwardVisitor(caller.runtime, caller.visiting, target))
+    door = VisitorDoor(caller.runtime, sock, lambda: make(caller))
     caller.visiting.serve(door)
     running = asyncio.ensure_future(caller.run())
 

@@ -9,6 +9,7 @@
     ├── MessageError        an HTTP message cannot be passed on
     ├── AskError            a program asked a proxy for something that it does not do
     ├── ProxyError          the proxy on the way out does not let us through
+    ├── DialDeniedError     what was to be dialled may not be
     └── ProtocolError       the other side broke protocol.md; carries the code that GOAWAY will name
         ├── LimitError           it went beyond a limit that a person may set; carries the limit's name
         ├── HandshakeError       what it said in HTTP is no handshake of WebSocket; carries the status
@@ -56,6 +57,7 @@ class Code(enum.IntEnum):
     CONNECTION_RESET = 37
     CANCEL = 38
     AWAY = 39
+    DIAL_DENIED = 40
 
     @classmethod
     def of(cls, number: int) -> Code:
@@ -84,6 +86,14 @@ class PinError(FastrelayError):
 
 class ProxyError(FastrelayError):
     """The proxy on the way out (HTTPS_PROXY) does not let us through: half a sentence says why."""
+
+
+class DialDeniedError(FastrelayError):
+    """No rule of this client allows what was to be dialled; `rule` is what said no."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(text)
+        self.rule = rule
 
 
 class ProtocolError(FastrelayError):

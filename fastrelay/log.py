@@ -46,6 +46,7 @@ CAUSES: Final[Mapping[Code, str]] = {
     Code.CONNECTION_RESET: "reset",
     Code.CANCEL: "cancel",
     Code.AWAY: "away",
+    Code.DIAL_DENIED: "denied",
 }
 """What events call an end with this code."""
 

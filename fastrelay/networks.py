@@ -65,12 +65,14 @@ class Networks:
         return ", ".join(self.texts)
 
 
-def read(texts: Iterable[str]) -> Networks:
+def read(texts: Iterable[str], right: str = _RIGHT) -> Networks:
     """A list from what a person types: a bare address is that one alone, spellings become canonical, what is there twice counts once.
+
+    `right` is how to write it, for what is not understood.
 
     Raises ValueError, half a sentence that says why not.
     """
-    return Networks(tuple(dict.fromkeys(str(_network(text.strip())) for text in texts)))
+    return Networks(tuple(dict.fromkeys(str(_network(text.strip(), right)) for text in texts)))
 
 
 def assign(specs: Iterable[str], services: Sequence[str]) -> dict[str, Networks]:
@@ -108,7 +110,7 @@ def parse_balancers(specs: Iterable[str]) -> Networks | None:
         ) from None
 
 
-def _network(text: str) -> _Network:
+def _network(text: str, right: str = _RIGHT) -> _Network:
     """Raises ValueError, half a sentence that says why `text` is no network."""
     address, slash, prefix = text.partition("/")
     form = ipaddress.IPv6Network if ":" in text else ipaddress.IPv4Network
@@ -119,15 +121,15 @@ def _network(text: str) -> _Network:
     else:
         if "%" not in text and (not slash or prefix.isdigit()):
             return _plain_network(network)
-        raise ValueError(f"{text!r} is not a network in the form ADDRESS/BITS; {_RIGHT}")
+        raise ValueError(f"{text!r} is not a network in the form ADDRESS/BITS; {right}")
     if not text:
-        raise ValueError(f"a network is missing; {_RIGHT}")
+        raise ValueError(f"a network is missing; {right}")
     try:
         if "%" in text:  # a zone may be anything
             raise ValueError
         around = _plain_network(form(text, strict=False))
     except ValueError:
-        raise ValueError(f"{text!r} is not a network or address; {_RIGHT}") from None
+        raise ValueError(f"{text!r} is not a network or address; {right}") from None
     raise ValueError(
         f"{text!r} is one address of a larger network; write {address} for that one alone, or {around} for all of them"
     )

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
 from fastrelay.auth import Token, Verifier
 from fastrelay.config import NAME, PortRange, parse_ports
+from fastrelay.dialling import Place, Rules
 from fastrelay.errors import UsageError
+from fastrelay.matching import Refusal, matches, some
 from fastrelay.wire import MAX_STREAMS
 
 FIRST_LABEL: Final = "first"
@@ -28,7 +31,6 @@ PRIVILEGED: Final = 1024
 _RELAY: Final = "relay"
 OWN: Final = "own"
 """In `reach`: the private services of clients that came with the same token."""
-_LISTED: Final = 8
 _PATTERN: Final = re.compile(r"[a-z0-9*][a-z0-9._*-]{0,62}")
 _HOSTS: Final = re.compile(r"[a-z0-9*]([a-z0-9.*-]{0,251}[a-z0-9*])?")
 _DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
@@ -38,13 +40,6 @@ _LATEST: Final = 253402300799.0  # the last second of the year 9999
 
 
 _REACHES: Final = "one that does is made by `fastrelay token new LABEL --reach NAMES` on the relay"
-
-
-class Refusal(NamedTuple):
-    """A no: the `rule` that said it, for logs, and half a sentence for the person who asked."""
-
-    rule: str
-    text: str
 
 
 # --- ports -------------------------------------------------------------------------------------------------------------
@@ -154,7 +149,7 @@ class Allowed:
     def __str__(self) -> str:
         """For people: `20000-20009,443`."""
         words = [str(Ports((ports,))) for ports in self.ports.ranges]
-        return _some([*words, *([str(self.relay)] if self.ports.relay else [])], ",")
+        return some([*words, *([str(self.relay)] if self.ports.relay else [])], ",")
 
 
 # --- names -------------------------------------------------------------------------------------------------------------
@@ -183,22 +178,6 @@ def parse_hosts(text: str) -> tuple[str, ...]:
             f"The host names {text!r} are not understood: write them between commas, with * for any characters, like *.home.example.com."
         )
     return patterns
-
-
-def matches(pattern: str, name: str) -> bool:
-    """Whether the name is one of the pattern's. Takes time in proportion to their lengths."""
-    first, *rest = pattern.split("*")
-    if not rest:
-        return name == pattern
-    if not name.startswith(first):
-        return False
-    at = len(first)
-    for part in rest[:-1]:
-        found = name.find(part, at)
-        if found < 0:
-            return False
-        at = found + len(part)
-    return len(name) - len(rest[-1]) >= at and name.endswith(rest[-1])
 
 
 def _one_of(patterns: tuple[str, ...], name: str) -> bool:
@@ -252,10 +231,16 @@ def show_time(seconds: float) -> str:
 # --- grants ------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(1024)
+def _rules(texts: tuple[str, ...]) -> Rules:
+    return Rules.parse(texts)
+
+
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one token is good for: `names` of clients and of their `services` as patterns, `ports` as `Ports` writes them, how many streams
-    at a time (`max_streams`, 0 is no bound of its own), until when (`expires`, unix time, 0 is for ever), and which private services it reaches
-    (`reach`, patterns, of which OWN stands for those of clients with this token), and `hosts` of its HTTP services, as patterns.
+    at a time (`max_streams`, 0 is no bound of its own), until when (`expires`, unix time, 0 is for ever), which private services it reaches
+    (`reach`, patterns, of which OWN stands for those of clients with this token), `hosts` of its HTTP services, as patterns, and what may be dialled
+    (`dial`, as `dialling.Rules` writes it) through which clients (`through`, patterns).
 
     A member that this version does not know is an error: it might be a bound. Raises ValueError for what cannot be.
     """
@@ -267,15 +252,18 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: float = 0.0
     reach: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    dial: tuple[str, ...] = ()
+    through: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for pattern in (*self.names, *self.services, *self.reach):
+        for pattern in (*self.names, *self.services, *self.reach, *self.through):
             if not _PATTERN.fullmatch(pattern):
                 raise ValueError(f"{pattern!r} is no name or pattern")
         if any(not _HOSTS.fullmatch(pattern) for pattern in self.hosts):
             raise ValueError(f"{self.hosts} are no host names or patterns")
         try:
             Ports.parse(self.ports)
+            _rules(self.dial)
         except UsageError as error:
             raise ValueError(str(error)) from None
         if not 0 <= self.max_streams <= MAX_STREAMS:
@@ -361,8 +349,8 @@ class Key(Verifier, frozen=True):
         )
 
     def refuse_visits(self) -> Refusal | None:
-        """For a client that serves nothing, and only reaches services of others."""
-        if self.grant.reach:
+        """For a client that serves nothing, and only reaches services of others, or has others dial."""
+        if self.grant.reach or self.grant.through:
             return None
         return Refusal("reach", f"the token {self.label!r} reaches no private services; {_REACHES}")
 
@@ -393,6 +381,23 @@ class Key(Verifier, frozen=True):
             f"`fastrelay token new LABEL --hosts {host}` on the relay",
         )
 
+    def refuse_dial(self, client: str, place: Place) -> Refusal | None:
+        """For a connection that this client is to make."""
+        through = self.grant.through
+        if not _one_of(through, client):
+            return Refusal(
+                "through",
+                f"the token {self.label!r} dials through {_listed('clients', through)}, not {client!r}; use one that is made by "
+                f"`fastrelay token new LABEL --dial {place} --through NAMES` on the relay",
+            )
+        if no := _rules(self.grant.dial).refuse_unresolved(place):
+            return Refusal(
+                "dial",
+                f"the token {self.label!r} does not grant that: {no.text}; one that does is made by `fastrelay token new LABEL --dial {place}` "
+                "on the relay",
+            )
+        return None
+
     def ports(self, relay: PortRange, own: int) -> Allowed:
         """What it gives on a relay with this range of its own, which takes its clients on the port `own`."""
         return Allowed(self.label, Ports.parse(self.grant.ports), relay, own)
@@ -417,10 +422,4 @@ def standing(admitted: Key, current: Key | None, now: float) -> Refusal | None:
 
 
 def _listed(what: str, patterns: tuple[str, ...]) -> str:
-    return f"{what} named {_some(patterns, ' or ')}" if patterns else f"no {what} at all"
-
-
-def _some(words: Sequence[str], between: str) -> str:
-    """The first of them: a refusal is for a person to read, and must fit into a frame."""
-    more = f" and {len(words) - _LISTED} more" if len(words) > _LISTED else ""
-    return between.join(words[:_LISTED]) + more
+    return f"{what} named {some(patterns, ' or ')}" if patterns else f"no {what} at all"

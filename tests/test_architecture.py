@@ -15,8 +15,9 @@ from fastrelay import errors
 ROOT = Path(fastrelay.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("wire", "metrics", "log"),
+    ("wire", "metrics", "log", "matching"),
     ("networks", "limits"),
+    ("dialling",),
     ("config",),
     ("auth", "policy", "mux"),
     ("net", "state"),
@@ -36,7 +37,7 @@ IMPURE = {
     *("asyncio", "socket", "ssl", "select", "selectors", "os", "time", "random", "secrets", "logging", "threading"),
     *("signal", "subprocess", "uvloop", "fcntl"),
 }
-PURE = {"errors", "networks", "wire", "limits", "config", "auth", "policy", "mux"}
+PURE = {"errors", "networks", "wire", "limits", "config", "auth", "policy", "mux", "matching", "dialling"}
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 each_file = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import fastrelay
 from fastrelay import log
 from fastrelay.errors import Code, PinError, ProtocolError, RefusedError
-from fastrelay.roles.targets import Target
+from fastrelay.roles.targets import TargetEdge
 from fastrelay.roles.visitors import AuditedVisitor as Visitor
 
 ROOT = Path(fastrelay.__file__).parent
@@ -100,7 +100,7 @@ def in_the_code() -> Events:
                 elif ast.unparse(keyword.value) != "fields":
                     name = ast.unparse(keyword.value).removesuffix("()").rpartition(".")[2]
                     elsewhere = [keys for (_, function), keys in shared.items() if function == name]
-                    fields |= shared.get((path, name)) or elsewhere[0]
+                    fields |= shared.get((path, name)) or set().union(*elsewhere)
     return found
 
 
@@ -174,7 +174,7 @@ def test_readme_lists_every_cause() -> None:
     section = README.read_text(encoding="utf-8").split("| cause | ")[1].split("\n\n")[0]
     listed = {cause for row in section.splitlines() for cause in re.findall(r"`([a-z-]+)`", row.split("|")[1])}
     sides = {"visitor-reset", "target-reset"}
-    assert {Visitor.near, Visitor.far} == {Target.near, Target.far} == sides and Visitor.near == Target.far
+    assert {Visitor.near, Visitor.far} == {TargetEdge.near, TargetEdge.far} == sides and Visitor.near == TargetEdge.far
     # A reset is always somebody's.
     assert listed == {*log.CAUSES.values(), *sides, "tunnel-lost"} - {"reset"}
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fastrelay.auth import Token, Verifier
 from fastrelay.config import NAME, PortRange
 from fastrelay.errors import UsageError
+from fastrelay.matching import matches
 from fastrelay.policy import (
     FIRST_GRANT,
     PRIVILEGED,
@@ -22,7 +23,6 @@ from fastrelay.policy import (
     Grant,
     Key,
     Ports,
-    matches,
     parse_duration,
     parse_expiry,
     parse_patterns,

@@ -37,6 +37,7 @@ _KINDS: Final[dict[Code, type[OpenError]]] = {
     Code.DIAL_TIMEOUT: DialTimeoutError,
     Code.NO_SERVICE: NoServiceError,
     Code.DENIED: DeniedError,
+    Code.DIAL_DENIED: DeniedError,
     Code.AWAY: AwayError,
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from fastrelay import __version__
-from fastrelay.cli.callers import dial, forward, list_
+from fastrelay.cli.callers import dial, forward, list_, socks
 from fastrelay.cli.clients import client
 from fastrelay.cli.keys import key
 from fastrelay.cli.options import expose_option, loop_option
@@ -73,7 +73,7 @@ def bench(words: tuple[str, ...]) -> None:
     measure(args=list(words), prog_name="fastrelay bench")
 
 
-for command in (server, client, forward, dial, list_, token, key):
+for command in (server, client, forward, dial, list_, socks, token, key):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""`fastrelay forward`, `dial` and `list`: what visits services of other clients."""
+"""`fastrelay forward`, `dial`, `socks` and `list`: what visits services of other clients, and places behind them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from fastrelay.errors import StartError
 @limit_option
 @loop_option
 def forward(relay: str, name: str, local: str, credentials: Credentials, limit: tuple[str, ...], loop: str) -> None:
-    """Lead connections to LOCAL to the private service NAME.
+    """Lead connections to LOCAL to the private service NAME, or to CLIENT/HOST:PORT, where that client dials.
 
     RELAY as in `fastrelay client`, or - for FASTRELAY_RELAY. LOCAL is [HOST:]PORT; without it any free port of 127.0.0.1, which is printed.
     """
     from fastrelay.app import run_forward
-    from fastrelay.config import check_service, join_host, parse_bind
+    from fastrelay.config import check_goal, join_host
     from fastrelay.limits import Side, parse_limits
 
-    check_service(name)
-    bind = parse_bind(f"127.0.0.1:{local}" if local.isdecimal() else local or "127.0.0.1", 0)
+    check_goal(name)
+    bind = _local(local)
     config = credentials.config(relay, "", (), parse_limits(limit, Side.CLIENT))
 
     def ready(host: str, port: int) -> None:
@@ -49,19 +49,19 @@ def forward(relay: str, name: str, local: str, credentials: Credentials, limit: 
 @credential_options
 @loop_option
 def dial(relay: str, name: str, credentials: Credentials, loop: str) -> None:
-    """Join standard input and output with the private service NAME.
+    """Join standard input and output with the private service NAME, or with CLIENT/HOST:PORT, where that client dials.
 
-    As in `ssh -o ProxyCommand='fastrelay dial RELAY %h' NAME`. An end of input is an end for the service, and the other direction goes on.
-    Exits with 0 when both have ended, with 3 when the service cannot be reached, and with 1 when the connection was reset.
+    As in `ssh -o ProxyCommand='fastrelay dial RELAY %h' NAME`. An end of input is an end for the other side, and the other direction goes on.
+    Exits with 0 when both have ended, with 3 when the other side cannot be reached, and with 1 when the connection was reset.
     """
     from fastrelay.app import run_dial
     from fastrelay.cli.stdio import Stdio
-    from fastrelay.config import check_service
+    from fastrelay.config import check_goal
     from fastrelay.errors import Code
     from fastrelay.limits import DEFAULTS
     from fastrelay.roles.visiting import why_missed
 
-    check_service(name)
+    check_goal(name)
     config = credentials.config(relay, "", (), DEFAULTS)
     stdio = Stdio()
     stdio.start()
@@ -75,6 +75,48 @@ def dial(relay: str, name: str, credentials: Credentials, loop: str) -> None:
     if code is not Code.NO_ERROR:
         say(f"Error: The connection to {name} was reset.")
         sys.exit(1)
+
+
+@click.command(cls=Limited)
+@click.argument("relay")
+@click.argument("client")
+@click.argument("local", default="")
+@credential_options
+@limit_option
+@loop_option
+def socks(relay: str, client: str, local: str, credentials: Credentials, limit: tuple[str, ...], loop: str) -> None:
+    """Run a SOCKS5 and HTTP CONNECT proxy at LOCAL whose connections CLIENT makes.
+
+    Names are resolved there. What may be reached is what the token grants and --allow-dial of that client lists. RELAY as in
+    `fastrelay client`, or - for FASTRELAY_RELAY. LOCAL is [HOST:]PORT; without it any free port of 127.0.0.1, which is printed. There is no login:
+    whoever reaches LOCAL may use it.
+    """
+    from fastrelay.app import run_socks
+    from fastrelay.config import check_client, is_loopback, join_host
+    from fastrelay.limits import Side, parse_limits
+
+    check_client(client)
+    bind = _local(local)
+    config = credentials.config(relay, "", (), parse_limits(limit, Side.CLIENT))
+    if not is_loopback(bind[0]):
+        say(
+            f"This proxy has no login, and {bind[0]} is not this machine alone: whoever reaches it reaches what {client} dials."
+        )
+
+    def ready(host: str, port: int) -> None:
+        where = join_host(host, port)
+        if sys.stderr.isatty():
+            say(f"\n{where} is a SOCKS5 and HTTP CONNECT proxy that comes out at {client}. Ctrl-C drains and stops.\n")
+            say(f"    curl -x socks5h://{where} http://10.0.0.7/\n")
+        data(f"socks5h://{where}")
+
+    run(lambda on_stop: run_socks(config, client, bind, ready, on_stop), loop, config.limits.drain_time)
+
+
+def _local(text: str) -> tuple[str, int]:
+    from fastrelay.config import parse_bind
+
+    return parse_bind(f"127.0.0.1:{text}" if text.isdecimal() else text or "127.0.0.1", 0)
 
 
 @click.command("list")

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 @click.command(cls=Limited)
 @click.argument("relay", envvar="FASTRELAY_RELAY")
-@expose_option(required=True)
+@expose_option(required=False)
+@click.option(
+    "--allow-dial",
+    metavar="RULE",
+    multiple=True,
+    show_envvar=True,
+    help="What may be dialled from here for others: CIDR[:PORTS] or NAMES[:PORTS], as in 10.0.0.0/8:22,5432 or *.lab.example:443; nothing if not given. May be repeated.",
+)
 @click.option(
     "--visitors",
     metavar="[NAME=]CIDR[,CIDR…]",
@@ -65,6 +72,7 @@ if TYPE_CHECKING:
 def client(
     relay: str,
     expose: tuple[str, ...],
+    allow_dial: tuple[str, ...],
     visitors: tuple[str, ...],
     pool: tuple[str, ...],
     proxy_protocol: tuple[str, ...],
@@ -75,7 +83,7 @@ def client(
     limit: tuple[str, ...],
     loop: str,
 ) -> None:
-    """Expose services of this machine through RELAY: HOST[:PORT], [IPv6]:PORT, tls://…, wss://HOST[:PORT][/PATH] where only HTTP passes,
+    """Expose services of this machine through RELAY, or dial from it: HOST[:PORT], [IPv6]:PORT, tls://…, wss://HOST[:PORT][/PATH] where only HTTP passes,
     or, on this machine, tcp://… and ws://… HTTPS_PROXY and NO_PROXY are honoured.
     """
     import socket
@@ -83,6 +91,8 @@ def client(
 
     from fastrelay.app import run_client
     from fastrelay.config import assign_logins, assign_pools, assign_proxy, host_name, parse_expose
+    from fastrelay.dialling import Rules
+    from fastrelay.errors import UsageError
     from fastrelay.limits import Side, parse_limits
     from fastrelay.networks import assign
 
@@ -90,6 +100,10 @@ def client(
         refuse_empty("FASTRELAY_CLIENT_VISITORS")
     if not auth:
         refuse_empty("FASTRELAY_CLIENT_AUTH")
+    if not expose and not allow_dial:
+        raise UsageError(
+            "This client would do nothing: name a service with --expose, or what may be dialled with --allow-dial."
+        )
     exposures = [parse_expose(spec) for spec in expose]
     services = [exposure.name for exposure in exposures]
     listed = assign(visitors, services)
@@ -110,6 +124,7 @@ def client(
             for exposure in exposures
         ),
         parse_limits(limit, Side.CLIENT),
+        Rules.parse(allow_dial),
     )
     run(lambda on_stop: run_client(config, _reachable, on_stop), loop, config.limits.drain_time, audit)
 

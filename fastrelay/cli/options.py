@@ -15,6 +15,7 @@ from fastrelay.errors import UsageError
 
 if TYPE_CHECKING:
     from fastrelay.config import ClientConfig, Exposure
+    from fastrelay.dialling import Rules
     from fastrelay.limits import Limits
 
 loop_option = click.option(
@@ -61,10 +62,13 @@ class Credentials:
     behind_proxy: bool
     state: Path | None
 
-    def config(self, relay: str, name: str, exposures: tuple[Exposure, ...], limits: Limits) -> ClientConfig:
+    def config(
+        self, relay: str, name: str, exposures: tuple[Exposure, ...], limits: Limits, allow_dial: Rules | None = None
+    ) -> ClientConfig:
         """The configuration of a client with these. `relay` "-" is what FASTRELAY_RELAY says."""
         from fastrelay.auth import Token, parse_pin
         from fastrelay.config import ClientConfig, parse_relay
+        from fastrelay.dialling import NO_RULES
         from fastrelay.state import default_state
 
         if relay == "-":
@@ -85,6 +89,7 @@ class Credentials:
             client_key=self.client_key,
             pins=tuple(parse_pin(pin) for pin in self.pins),
             behind_proxy=self.behind_proxy,
+            allow_dial=allow_dial or NO_RULES,
         )
 
 

@@ -80,6 +80,19 @@ def _identity(command: Callable[..., None]) -> Callable[..., None]:
     help="Host names of HTTP services, as in web.home.example or *.home.example; none if not given.",
 )
 @click.option(
+    "--dial",
+    metavar="RULE",
+    multiple=True,
+    show_envvar=True,
+    help="What may be dialled through clients: CIDR[:PORTS] or NAMES[:PORTS], as in 10.0.0.0/8:22,5432 or *.lab.example:443; nothing if not given. May be repeated.",
+)
+@click.option(
+    "--through",
+    metavar="NAMES",
+    show_envvar=True,
+    help="The clients that dial that, in the form of --names; those of --names if not given. With this alone it is for visiting only.",
+)
+@click.option(
     "--expires",
     metavar="WHEN",
     show_envvar=True,
@@ -108,6 +121,8 @@ def new(
     names: str | None,
     reach: str,
     hosts: str,
+    dial: tuple[str, ...],
+    through: str | None,
     expires: str | None,
     max_streams: int | None,
     client_cert: Path | None,
@@ -120,6 +135,7 @@ def new(
 
     It grants nothing but what is said here.
     """
+    from fastrelay.dialling import Rules
     from fastrelay.net.tls import file_pin
     from fastrelay.policy import OWN, Grant, Key, Ports, check_label, parse_expiry, parse_hosts, parse_patterns
     from fastrelay.state.tokens import new_token
@@ -128,15 +144,23 @@ def new(
     check_label(label)
     reached = parse_patterns(reach, "service") if reach else ()
     served = parse_hosts(hosts)
-    visits_only = bool(reached) and OWN not in reached and not (ports or served) and services is None and names is None
+    if through is not None and not dial:
+        raise UsageError(
+            "Nothing would be dialled through these clients: say what with --dial, as in --dial 10.0.0.0/8:22."
+        )
+    visits = bool(reached) or through is not None
+    visits_only = visits and OWN not in reached and not (ports or served) and services is None and names is None
+    clients = (() if visits_only else (label,)) if names is None else parse_patterns(names, "client")
     grant = Grant(
-        names=(() if visits_only else (label,)) if names is None else parse_patterns(names, "client"),
+        names=clients,
         services=(() if visits_only else ("*",)) if services is None else parse_patterns(services, "service"),
         ports=str(Ports.parse(ports)),
         reach=reached,
         max_streams=max_streams or 0,
         expires=0.0 if expires is None else parse_expiry(expires, now),
         hosts=served,
+        dial=Rules.parse(dial).texts(),
+        through=() if not dial else (clients or (label,)) if through is None else parse_patterns(through, "client"),
     )
     if no_token and client_cert is None:
         raise UsageError("Without a token there must be a certificate: name the client's with --client-cert.")
@@ -371,6 +395,8 @@ def _description(key: Key) -> str:
         "services": ",".join(grant.services) or "none",
         "reach": ",".join(grant.reach) or "none",
         "hosts": ",".join(grant.hosts) or "none",
+        "dial": " ".join(grant.dial) or "nothing",
+        "through": ",".join(grant.through) or "none",
         "streams": str(grant.max_streams or "as many as the client takes"),
         "expires": f"{show_time(grant.expires)}{over}" if grant.expires else "never",
         "created": show_time(key.created),

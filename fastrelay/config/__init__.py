@@ -28,3 +28,6 @@ from fastrelay.config.relays import DEFAULT_PORT as DEFAULT_PORT
 from fastrelay.config.relays import Relay as Relay
 from fastrelay.config.relays import parse_relay as parse_relay
 from fastrelay.config.server import ServerConfig as ServerConfig
+from fastrelay.config.through import check_client as check_client
+from fastrelay.config.through import check_goal as check_goal
+from fastrelay.config.through import read_through as read_through

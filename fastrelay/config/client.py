@@ -9,6 +9,7 @@ from fastrelay import wire
 from fastrelay.config.exposures import Exposure
 from fastrelay.config.hosts import check_name
 from fastrelay.config.relays import Relay
+from fastrelay.dialling import NO_RULES, Rules
 from fastrelay.errors import UsageError
 from fastrelay.limits import DEFAULTS, Limits
 
@@ -18,7 +19,8 @@ class ClientConfig:
     """A client called `name`; with "", and without exposures, one that only visits services of others. `token` is the token's text, a secret, which no repr shows; "" for none.
 
     `client_cert` and `client_key` are PEM files, or None; `pins` are the relay's, 32 bytes each, instead of the token's.
-    `behind_proxy`: a proxy in front of the relay ends TLS (protocol.md 2.1). Raises UsageError for what cannot be together.
+    `behind_proxy`: a proxy in front of the relay ends TLS (protocol.md 2.1). `allow_dial` is what the relay may have dialled here (protocol.md
+    6.6). Raises UsageError for what cannot be together.
     """
 
     relay: Relay
@@ -31,6 +33,7 @@ class ClientConfig:
     client_key: Path | None = None
     pins: tuple[bytes, ...] = ()
     behind_proxy: bool = False
+    allow_dial: Rules = NO_RULES
 
     def __post_init__(self) -> None:
         if self.name or self.exposures:

@@ -13,13 +13,14 @@ from typing import Final
 
 import httptools
 
+from fastrelay.config import join_host
+from fastrelay.dialling import read_place
 from fastrelay.errors import AskError, Code
 
 MOST: Final = 16_384
 """Bytes that a program may say before it is joined."""
 
 _SOCKS: Final = 5
-_HOST: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 _AUTHORITY: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9_.-]{1,253})):([0-9]{1,5})")
 _NO_METHOD: Final = b"\x05\xff"
 _METHOD: Final = b"\x05\x00"
@@ -34,8 +35,10 @@ _HTTP: Final = {
 # What became of the dial, as (SOCKS reply, HTTP status, sentence). Whatever is not here is a general failure.
 _ANSWERS: Final = {
     Code.NO_ERROR: (0, 200, ""),
-    Code.DENIED: (2, 403, "That may not be reached from here."),
-    Code.NO_SERVICE: (3, 502, "The client that should dial is not connected to the relay."),
+    Code.DENIED: (2, 403, "The relay does not let you reach that: the token does not grant it."),
+    Code.DIAL_DENIED: (2, 403, "The client that should dial does not: its --allow-dial does not have that."),
+    Code.NO_SERVICE: (3, 502, "The relay has no client of that name."),
+    Code.AWAY: (3, 502, "The client that should dial is not connected to the relay."),
     Code.UNREACHABLE: (4, 502, "The target cannot be reached."),
     Code.REFUSED: (5, 502, "The target refused the connection."),
     Code.DIAL_TIMEOUT: (4, 504, "The target did not answer."),
@@ -48,20 +51,25 @@ class Ask:
     def __init__(self) -> None:
         self.target: tuple[str, int] | None = None
         self.rest = b""
-        self._said = b""
+        self._said = b""  # of SOCKS, what was not understood yet
+        self._size = 0
         self._socks = False
         self._greeted = False
+        self._head = _Head()
+        self._parser: httptools.HttpRequestParser | None = None
 
     def feed(self, data: bytes) -> bytes:
         """Take what was read; returns what to write. Raises AskError."""
-        self._said += data
-        if self._said[0] == _SOCKS:
-            self._socks = True
+        if not self._size:
+            self._socks = data[0] == _SOCKS
+        self._size += len(data)
+        if self._socks:
+            self._said += data
             reply = self._feed_socks()
         else:
             reply = b""
-            self._feed_http()
-        if self.target is None and len(self._said) > MOST:
+            self._feed_http(data)
+        if self.target is None and self._size > MOST:
             raise AskError(f"it says more than {MOST} bytes and no request", self.answer(Code.PROTOCOL))
         return reply
 
@@ -99,7 +107,7 @@ class Ask:
             return reply
         raw = said[4 : 4 + size]
         (port,) = struct.unpack_from(">H", said, 4 + size)
-        host = _name(raw[1:].decode("latin-1")) if kind == 3 else str(ipaddress.ip_address(raw))
+        host = _host(raw[1:].decode("latin-1") if kind == 3 else str(ipaddress.ip_address(raw)))
         if not host or not port:
             raise AskError("its host or port cannot be", bytes((_SOCKS, 1, 0, 1)) + bytes(6))
         self.target = host, port
@@ -108,14 +116,15 @@ class Ask:
 
     # --- HTTP ----------------------------------------------------------------------------------------------------------
 
-    def _feed_http(self) -> None:
-        # From the start each time: heads are short, and whole in the first read nearly always.
-        head = _Head()
-        parser = httptools.HttpRequestParser(head)
+    def _feed_http(self, data: bytes) -> None:
+        head = self._head
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(head)
+        parser = self._parser
         try:
-            parser.feed_data(self._said)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._connect(head, parser.get_method(), upgrade.args[0])
+            self._connect(head, parser.get_method(), data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             raise AskError(
                 "it speaks neither SOCKS5 nor HTTP", _response(400, "This port is a SOCKS5 and HTTP CONNECT proxy.")
@@ -127,16 +136,16 @@ class Ask:
                     _response(405, "Only CONNECT is served here."),
                 )
 
-    def _connect(self, head: _Head, method: bytes, end: int) -> None:
+    def _connect(self, head: _Head, method: bytes, rest: bytes) -> None:
         found = _AUTHORITY.fullmatch(head.url.decode("latin-1")) if method == b"CONNECT" else None
         if found is None:
             raise AskError("it asks for something else than HOST:PORT", _response(400, "CONNECT takes HOST:PORT."))
-        host = _address(found[1]) if found[1] else _name(found[2])
+        host = _host(found[1] or found[2])
         port = int(found[3])
         if not host or not 0 < port <= 65_535:
             raise AskError("its host or port cannot be", _response(400, "CONNECT takes HOST:PORT."))
         self.target = host, port
-        self.rest = self._said[end:]
+        self.rest = rest
 
 
 class _Head:
@@ -160,13 +169,9 @@ def _response(status: int, text: str) -> bytes:
     ).encode()
 
 
-def _address(text: str) -> str:
+def _host(text: str) -> str:
+    """A host name or address as places have it (protocol.md section 6.6), "" for what is none. Some programs write IPv6 addresses as names."""
     try:
-        return str(ipaddress.IPv6Address(text))
+        return read_place(join_host(text, 1)).host
     except ValueError:
         return ""
-
-
-def _name(text: str) -> str:
-    """A host name or IPv4 address; some programs write IPv6 addresses as names. "" for what is none of them."""
-    return text.lower() if _HOST.fullmatch(text) else _address(text)

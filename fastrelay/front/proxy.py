@@ -22,7 +22,7 @@ ASK_TIME: Final = 10.0
 
 
 class ProxyVisitor(Edge):
-    __slots__ = ("_answered", "_ask", "_opener", "_visitor")
+    __slots__ = ("_answered", "_ask", "_opener", "_target", "_visitor")
 
     def __init__(self, runtime: Runtime, opener: Opener) -> None:
         super().__init__(runtime)
@@ -30,11 +30,12 @@ class ProxyVisitor(Edge):
         self._ask = Ask()
         self._answered = False
         self._visitor = ""
+        self._target = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._visitor = address(transport.get_extra_info("peername"))
-        self._later(ASK_TIME, self._give_up)
+        self._later(ASK_TIME, self._too_slow)
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.stream is not None or self._answered:
@@ -44,6 +45,7 @@ class ProxyVisitor(Edge):
         try:
             self._say(ask.feed(bytes(self._runtime.edge_slab[HEADER_SIZE : HEADER_SIZE + nbytes])))
         except AskError as error:
+            self._tell(str(error))
             self._refuse(error.reply)
             return
         if ask.target is None:
@@ -51,7 +53,8 @@ class ProxyVisitor(Edge):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        opened = self._opener.open(NOTHING, join_host(*ask.target), self._visitor)
+        self._target = join_host(*ask.target)
+        opened = self._opener.open(NOTHING, self._target, self._visitor)
         if opened is None:
             self._refuse(ask.answer(Code.LIMIT))
             return
@@ -67,6 +70,7 @@ class ProxyVisitor(Edge):
             super().on_reset(code)
         else:
             self._part(Code.NO_ERROR)
+            self._opener.missed(self._target, self._visitor, code)
             self._refuse(self._ask.answer(code))
 
     def on_lost(self) -> None:
@@ -80,6 +84,14 @@ class ProxyVisitor(Edge):
         if data and self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.write(self._fd, data)
+
+    def _too_slow(self) -> None:
+        self._tell(f"it has not said within {ASK_TIME:g} s what it wants")
+        self._give_up()
+
+    def _tell(self, why: str) -> None:
+        text = f"Refused {self._visitor} at the proxy: {why}."
+        self._runtime.notices.say("proxy", "proxy.refused", text, visitor=self._visitor)
 
     def _refuse(self, last: bytes) -> None:
         self._answered = True

@@ -6,14 +6,20 @@ Dialling is the one task between a tunnel and a socket, and it is over before th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import ipaddress
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Executor
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol
 
 from fastrelay.config import Target
-from fastrelay.errors import Code
+from fastrelay.dialling import Place, Rules
+from fastrelay.errors import Code, DialDeniedError
 from fastrelay.mux.stream import Stream
 from fastrelay.net.edge import Edge
 from fastrelay.net.link import Link
@@ -22,14 +28,19 @@ from fastrelay.net.runtime import Runtime
 from fastrelay.wire import RESET_DRAIN
 
 _CACHE_TIME = 30.0
+_MOST_KNOWN = 1024
 Address = tuple[int, Any]  # family, sockaddr
 
 
 class Resolver:
-    """Names to addresses, kept for 30 s: a thread for every visitor would cost more than the dial. The one that worked last is first."""
+    """Names to addresses, kept for 30 s: a thread for every visitor would cost more than the dial. The one that worked last is first.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    `threads` do the asking, those of the loop if there are none.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor | None = None) -> None:
         self._loop = loop
+        self._threads = threads
         self._known: dict[Target, tuple[float, list[Address]]] = {}
 
     def known(self, target: Target) -> list[Address] | None:
@@ -41,8 +52,17 @@ class Resolver:
 
     async def ask(self, target: Target) -> list[Address]:
         """The same, by asking. Raises OSError when the name cannot be resolved."""
-        found = await self._loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-        addresses: list[Address] = [(family, address) for family, _, _, _, address in found]
+        addresses = _literal(target)
+        if addresses is None:
+            if self._threads is None:
+                found = await self._loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            else:
+                ask = partial(socket.getaddrinfo, target.host, target.port, type=socket.SOCK_STREAM)
+                found = await self._loop.run_in_executor(self._threads, ask)
+            addresses = [(family, address) for family, _, _, _, address in found]
+        self._known.pop(target, None)
+        if len(self._known) >= _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
         self._known[target] = (self._loop.time() + _CACHE_TIME, addresses)
         return addresses
 
@@ -52,13 +72,52 @@ class Resolver:
             self._known[target] = (known[0], sorted(known[1], key=lambda one: one != address))
 
 
+def _literal(target: Target) -> list[Address] | None:
+    """The address that stands there already; a link-local one still has to be looked up for its link."""
+    try:
+        address = ipaddress.ip_address(target.host)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return [(socket.AF_INET, (target.host, target.port))]
+    return None if address.scope_id is not None else [(socket.AF_INET6, (target.host, target.port, 0, 0))]
+
+
+class Turn(Protocol):
+    """How many may dial at once: `async with` waits for one's turn."""
+
+    async def __aenter__(self) -> object: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None: ...
+
+
+class Share:
+    """A turn among so many, who have their turns among all: they can never take every turn."""
+
+    def __init__(self, all_: asyncio.Semaphore, most: int) -> None:
+        self._all = all_
+        self._own = asyncio.Semaphore(most)
+
+    async def __aenter__(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._own)
+            await self._all.acquire()
+            stack.pop_all()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._all.release()
+        self._own.release()
+
+
 class Dial:
     """The outlet of a stream whose target is not there yet. It keeps early data, and cancels when the stream is reset.
 
-    `make` makes the target's edge. `done(code, error)` is called once: with an error when the target cannot be reached, with NO_ERROR when it
-    is joined, with CANCEL when the tunnel was lost first, and else with the code with which the stream was reset.
-
     The target is sent `first(address)` before anything else, at the socket address at which it was reached.
+
+    `make` makes the target's edge. With `permit` only addresses are connected to that these rules allow for this place. `done(code, error)` is
+    called once: with an error when the target cannot be reached, with NO_ERROR when it is joined, with CANCEL when the tunnel was lost first,
+    and else with the code with which the stream was reset.
     """
 
     __slots__ = (
@@ -71,6 +130,7 @@ class Dial:
         "_limit",
         "_link",
         "_make",
+        "_permit",
         "_reset",
         "_resolver",
         "_runtime",
@@ -83,13 +143,14 @@ class Dial:
         self,
         runtime: Runtime,
         resolver: Resolver,
-        limit: asyncio.Semaphore,
+        limit: Turn,
         link: Link,
         stream: Stream,
         target: Target,
-        done: Callable[[Code, OSError | None], None],
+        done: Callable[[Code, Exception | None], None],
         make: Callable[[Runtime, socket.socket], Edge] = Edge,
         first: Callable[[Any], bytes] | None = None,
+        permit: tuple[Rules, Place] | None = None,
     ) -> None:
         self._runtime = runtime
         self._resolver = resolver
@@ -100,11 +161,12 @@ class Dial:
         self._done = done
         self._make = make
         self._first = first
+        self._permit = permit
         self._early = bytearray()
         self._fin = False
         self._reset: Code | None = None  # the stream was reset behind its early data
         self._code = Code.CANCEL
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         stream.attach(self)
         self._task = runtime.spawn(runtime.loop.create_task(self._dial()))
         # Not at the end of the task's own code: a task that is cancelled before its first step runs none of it.
@@ -156,6 +218,8 @@ class Dial:
                 edge = await self._connect(self._runtime.loop.time() + self._runtime.limits.dial_time)
         except TimeoutError as failure:
             self._failed(Code.DIAL_TIMEOUT, failure)
+        except DialDeniedError as failure:
+            self._failed(Code.DIAL_DENIED, failure)
         except ConnectionRefusedError as failure:
             self._failed(Code.REFUSED, failure)
         except OSError as failure:
@@ -168,7 +232,7 @@ class Dial:
         else:
             self._join(edge)
 
-    def _failed(self, code: Code, error: OSError) -> None:
+    def _failed(self, code: Code, error: Exception) -> None:
         if self._reset is not None:
             return  # nobody is left who would ask why
         self._code = code
@@ -176,12 +240,14 @@ class Dial:
         self._stream.reset(code)
 
     async def _connect(self, deadline: float) -> Edge:
-        """Try one address after the other; raises the last one's OSError, or TimeoutError."""
+        """Try one address after the other; raises the last one's OSError, or TimeoutError, or DialDeniedError where none is allowed."""
         last: OSError = OSError(errno.EHOSTUNREACH, "no address")
         addresses = self._resolver.known(self._target)
         if addresses is None:
             async with asyncio.timeout_at(deadline):
                 addresses = await self._resolver.ask(self._target)
+        if self._permit is not None:
+            addresses = _allowed(addresses, *self._permit)
         for address in addresses:
             try:
                 edge = await self._connect_to(address, deadline)
@@ -242,6 +308,15 @@ class Dial:
             stream.drained()
         if self._fin:
             edge.on_fin()
+
+
+def _allowed(addresses: list[Address], rules: Rules, place: Place) -> list[Address]:
+    """Those that the rules allow: they are numbers, and nobody resolves them again. Raises DialDeniedError when there are none."""
+    judged = [(rules.refuse_address(place, address[1][0]), address) for address in addresses]
+    refusals = [refusal for refusal, _ in judged if refusal is not None]
+    if len(refusals) == len(judged) and refusals:
+        raise DialDeniedError(*refusals[0])
+    return [address for refusal, address in judged if refusal is None]
 
 
 async def connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any, deadline: float) -> None:

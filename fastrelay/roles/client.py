@@ -1,23 +1,28 @@
 """The client: keeps one tunnel to the relay up, exposes services, and dials the target for each stream that the relay opens.
 
 A stream's way: Session -> Client.on_open -> Dial -> Edge; from there on only Edge, Stream and Link are involved. What may be dialled is what
-this side's exposures say, each from the moment when the relay has answered for it; the wire never names an address.
+this side's exposures say, each from the moment when the relay has answered for it, and where the relay names a place itself, what --allow-dial
+says (protocol.md section 6.6).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 from fastrelay import log, wire
 from fastrelay.auth import login_text
 from fastrelay.config import ClientConfig, Exposure, Public, Target, join_host, parse_public
-from fastrelay.errors import Code, ProtocolError, StartError
+from fastrelay.dialling import Place, Rules, read_place
+from fastrelay.errors import Code, DialDeniedError, ProtocolError, StartError
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
-from fastrelay.net.dial import Dial, Resolver
+from fastrelay.net.dial import Dial, Resolver, Share, Turn
 from fastrelay.net.edge import Edge
+from fastrelay.net.link import Link
 from fastrelay.net.notices import Notices
 from fastrelay.net.proxy_header import announce
 from fastrelay.net.runtime import Runtime
@@ -26,6 +31,24 @@ from fastrelay.roles.uplink import Uplink
 from fastrelay.state import ClientState
 
 _COMPLAIN_EVERY = 1.0
+_LOOKUPS = 4
+"""Names that are looked up at once for the relay: whoever lets them hang keeps nobody else from being looked up."""
+
+
+class _Way(NamedTuple):
+    """How one stream gets its target: that of a `service`, or, for a place that the relay named, what `permit` allows."""
+
+    target: Target
+    resolver: Resolver
+    turn: Turn
+    service: str | None = None
+    proxy: int = 0
+    permit: tuple[Rules, Place] | None = None
+
+    @property
+    def about(self) -> str:
+        """Complaints about the same are told together: what the relay names may be another place each time."""
+        return str(self.target) if self.permit is None else "a place that the relay named"
 
 
 class Client(Uplink):
@@ -46,14 +69,18 @@ class Client(Uplink):
         self._exposures = dict(enumerate(config.exposures, 1))  # by the number on the wire
         self._addresses: dict[int, Public] = {}  # exposure -> what visitors were told
         self._asked: dict[int, Exposure] = {}  # without an answer so far
-        self._served: dict[int, Exposure] = {}  # the relay has answered for it: all that OPEN may name
+        self._served: dict[int, _Way] = {}  # to what the relay has answered for: all services that OPEN may name
         self._resolver = Resolver(self.runtime.loop)
         self._dials = asyncio.Semaphore(config.limits.dials)
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, "fastrelay-lookup")  # a thread is made when there is work for it
+        self._named = Resolver(self.runtime.loop, self._lookups)
+        self._named_dials = Share(self._dials, max(1, config.limits.dials // 2))
         self._dialling = 0  # those that wait for their turn as well
         self._complaints = Notices(self.runtime.loop, _COMPLAIN_EVERY)
 
     async def close(self) -> None:
         await super().close()
+        self._lookups.shutdown(wait=False, cancel_futures=True)
         self._complaints.close()
 
     def _stands(self, session: Session) -> None:
@@ -62,6 +89,8 @@ class Client(Uplink):
         self._served = {}
         for number, exposure in self._exposures.items():
             self._ask(session, number, exposure)
+        if rules := self.config.allow_dial:
+            log.info("dial.ready", f"Dials for others, from here: {rules}.", rules=rules.texts())
 
     def _ask(self, session: Session, number: int, exposure: Exposure) -> None:
         self._asked[number] = exposure
@@ -81,9 +110,12 @@ class Client(Uplink):
     # --- the session ---------------------------------------------------------------------------------------------------
 
     def on_open(self, stream: Stream, request: wire.Open) -> None:
-        link = self._link
-        exposure = self._served.get(request.service)
-        if exposure is None or link is None:
+        link, way = self._link, self._served.get(request.service)
+        if link is not None and way is not None:
+            self._reach(stream, request, link, way)
+        elif link is not None and request.target and not request.service:
+            self._reach_named(stream, request, link)
+        else:
             stream.reset(Code.NO_SERVICE)
             self._refused(stream, request, Code.NO_SERVICE)
             self._complaints.say(
@@ -93,7 +125,26 @@ class Client(Uplink):
                 service=request.service,
                 visitor=request.visitor,
             )
-            return
+
+    def _reach_named(self, stream: Stream, request: wire.Open, link: Link) -> None:
+        """The relay names a place: it is dialled if a rule of this client allows that."""
+        rules = self.config.allow_dial
+        try:
+            place = read_place(request.target)
+        except ValueError as why:
+            rule, text = "form", f"{request.target!r} is no place to dial: {why}"
+        else:
+            refusal = rules.refuse(place)
+            if refusal is None:
+                way = _Way(Target(place.host, place.port), self._named, self._named_dials, permit=(rules, place))
+                self._reach(stream, request, link, way)
+                return
+            rule, text = refusal
+        stream.reset(Code.DIAL_DENIED)
+        self._refused(stream, request, Code.DIAL_DENIED)
+        self._dial_denied(request, rule, text)
+
+    def _reach(self, stream: Stream, request: wire.Open, link: Link, way: _Way) -> None:
         if self._dialling >= wire.MAX_STREAMS:
             stream.reset(Code.LIMIT)  # a dial outlives a stream that is reset at once: they are bounded by themselves
             self._refused(stream, request, Code.LIMIT)
@@ -103,21 +154,25 @@ class Client(Uplink):
             self._refused(stream, request, Code.LIMIT)
             self.runtime.tell_full()
             return
-        asked = Asked(self._label, exposure, request.visitor, self._totals) if log.audited() else None
+        asked = None
+        if log.audited():
+            asked = Asked(self._label, way.target, way.service, request.visitor, self._totals)
 
-        def done(code: Code, error: OSError | None) -> None:
+        def done(code: Code, error: Exception | None) -> None:
             self._dialling -= 1
-            if error is not None:
-                self._dial_failed(exposure.target, request.visitor, code, error)
+            if isinstance(error, DialDeniedError):
+                self._dial_denied(request, error.rule, str(error))
+            elif isinstance(error, OSError):
+                self._dial_failed(way, request.visitor, code, error)
             if asked is not None and code is not Code.NO_ERROR:
                 asked.missed(stream, code, link)
 
         self._dialling += 1
         if self._dialling > self.config.limits.dials:
-            self.runtime.reached("dials", str(exposure.target))
+            self.runtime.reached("dials", way.about)
         make = Edge if asked is None else asked.make
-        first = partial(announce, exposure.proxy, request.visitor) if exposure.proxy else None
-        Dial(self.runtime, self._resolver, self._dials, link, stream, exposure.target, done, make, first)
+        first = partial(announce, way.proxy, request.visitor) if way.proxy else None
+        Dial(self.runtime, way.resolver, way.turn, link, stream, way.target, done, make, first, way.permit)
 
     def _turned_away(self, stream: Stream, request: wire.Open, code: Code) -> None:
         """The session has refused a stream by itself."""
@@ -126,17 +181,30 @@ class Client(Uplink):
         self._refused(stream, request, code)
 
     def _refused(self, stream: Stream, request: wire.Open, code: Code) -> None:
+        what = request.target if request.target and not request.service else f"service {request.service}"
         log.note(
             "stream.refused",
-            f"Refused a stream for visitor {request.visitor} of service {request.service}: {log.CAUSES[code]}.",
+            f"Refused a stream for visitor {request.visitor} of {what}: {log.CAUSES[code]}.",
             **self._myself(),
             service=request.service,
+            target=request.target or None,
             visitor=request.visitor,
             stream=stream.id,
             cause=log.CAUSES[code],
         )
 
-    def _dial_failed(self, target: Target, visitor: str, code: Code, error: OSError) -> None:
+    def _dial_denied(self, request: wire.Open, rule: str, text: str) -> None:
+        self._complaints.say(
+            "denied",
+            "dial.denied",
+            f"Did not dial for visitor {request.visitor}: {text}. This client dials what its --allow-dial lists.",
+            target=request.target,
+            visitor=request.visitor,
+            rule=rule,
+        )
+
+    def _dial_failed(self, way: _Way, visitor: str, code: Code, error: OSError) -> None:
+        target = way.target
         what = {
             Code.REFUSED: "refused the connection",
             Code.DIAL_TIMEOUT: f"did not answer within {self.config.limits.dial_time:g} s",
@@ -144,9 +212,9 @@ class Client(Uplink):
         }.get(code, f"cannot be reached ({error.strerror or error})")
         hint = " Is the service running?" if code is Code.REFUSED else ""
         if code is Code.DIAL_TIMEOUT:
-            self.runtime.reached("dial-time", str(target))
+            self.runtime.reached("dial-time", way.about)
         self._complaints.say(
-            str(target),
+            way.about,
             "target.failed",
             f"{target} {what} (visitor {visitor}).{hint} The tunnel stays up.",
             target=str(target),
@@ -165,7 +233,7 @@ class Client(Uplink):
         if refusal := _refusal(exposure, answer):
             self._not_exposed(answer, exposure, f"The relay does not expose {exposure.name}: {refusal}.")
             return
-        self._served[answer.service] = exposure
+        self._served[answer.service] = _Way(exposure.target, self._resolver, self._dials, exposure.name, exposure.proxy)
         public = self._public(exposure, answer)
         log.info(
             "tunnel.ready",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fastrelay.errors import Code
-from fastrelay.policy import OWN, Key, Refusal
+from fastrelay.matching import Refusal
+from fastrelay.policy import OWN, Key
 from fastrelay.roles.pools import Pool
 from fastrelay.roles.registry import Registry
 from fastrelay.roles.services import Service

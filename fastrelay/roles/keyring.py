@@ -9,7 +9,8 @@ from typing import Protocol
 
 from fastrelay import log
 from fastrelay.errors import Code, ProtocolError, StartError
-from fastrelay.policy import Key, Refusal, standing
+from fastrelay.matching import Refusal
+from fastrelay.policy import Key, standing
 from fastrelay.state import ServerState
 
 _LOOK_EVERY = 0.25

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastrelay.mux.stream import Outlet, Stream
 from fastrelay.net.notices import Notices
 from fastrelay.networks import Networks
 
@@ -42,6 +43,10 @@ class Service:
     def title(self) -> str:
         """For sentences."""
         return f"{self.name} of {self.tunnel.name}"
+
+    def open(self, outlet: Outlet, visitor: str) -> Stream | None:
+        """A stream for a visitor; None where there is no room for it, which is told."""
+        return self.tunnel.open(self, outlet, visitor)
 
     def close(self) -> None:
         """Nobody comes in any more; those who are here go on."""

@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 from fastrelay import log
-from fastrelay.config import Exposure
+from fastrelay.config import Target
 from fastrelay.errors import Code
 from fastrelay.mux.stream import Stream
 from fastrelay.net.link import Link
@@ -14,7 +14,7 @@ from fastrelay.net.runtime import Runtime
 from fastrelay.net.telling import TellingEdge, Totals
 
 
-class Target(TellingEdge):
+class TargetEdge(TellingEdge):
     """The connection to a target."""
 
     near, far = "target-reset", "visitor-reset"
@@ -35,16 +35,16 @@ class Target(TellingEdge):
 
 
 class Asked:
-    """One visitor's wish for a target."""
+    """One visitor's wish for a target: that of a `service`, or without one what was named to be dialled."""
 
-    def __init__(self, session: str, exposure: Exposure, visitor: str, totals: Totals) -> None:
-        self._text = f"{exposure.target} for visitor {visitor} of {exposure.name}"
-        self._who = _who(session, exposure, visitor)
+    def __init__(self, session: str, target: Target, service: str | None, visitor: str, totals: Totals) -> None:
+        self._text = f"{target} for visitor {visitor}{f' of {service}' if service else ''}"
+        self._who = _who(session, target, service, visitor)
         self._totals = totals
         self.connected = False
 
-    def make(self, runtime: Runtime, sock: socket.socket) -> Target:
-        return Target(runtime, sock, self)
+    def make(self, runtime: Runtime, sock: socket.socket) -> TargetEdge:
+        return TargetEdge(runtime, sock, self)
 
     def opened(self, stream: Stream) -> None:
         log.note("target.opened", f"Connected {self._text}.", **self._who, stream=stream.id)
@@ -66,7 +66,7 @@ class Asked:
         """The dial has ended, and target and stream were not joined."""
         cause = log.CAUSES[code]
         if code is Code.CONNECTION_RESET:
-            cause = Target.far
+            cause = TargetEdge.far
         elif code is Code.CANCEL:
             cause = log.cause(link.error)
         if self.connected:  # the stream went in the last moment; what it had sent before was delivered
@@ -83,5 +83,5 @@ class Asked:
         )
 
 
-def _who(session: str, exposure: Exposure, visitor: str) -> dict[str, object]:
-    return {"session": session, "service": exposure.name, "target": str(exposure.target), "visitor": visitor}
+def _who(session: str, target: Target, service: str | None, visitor: str) -> dict[str, object]:
+    return {"session": session, "service": service, "target": str(target), "visitor": visitor}

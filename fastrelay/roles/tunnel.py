@@ -21,6 +21,7 @@ from fastrelay.net.link import Link
 from fastrelay.net.telling import Totals
 from fastrelay.networks import Networks
 from fastrelay.policy import Key
+from fastrelay.roles.places import Distant, find
 from fastrelay.roles.pools import Pool
 from fastrelay.roles.refusals import explain, why
 from fastrelay.roles.registry import Offer, pool_owner
@@ -80,28 +81,37 @@ class Tunnel:
     # --- the session ---------------------------------------------------------------------------------------------------
 
     def on_open(self, stream: Stream, request: wire.Open) -> None:
-        """A visit to a private service: policy, directory, join (protocol.md section 6.4)."""
+        """A visit to a private service, or to a place behind a client: policy, directory, join (protocol.md sections 6.4 and 6.6)."""
         server = self._server
-        name = request.target
-        if request.service or not NAME.fullmatch(name):
-            self._refuse(stream, request, Code.NO_SERVICE)
-            return
-        if no := server.directory.refusal(self.key, name):
-            self._refuse(stream, request, no[0], no[1].rule)
-            return
-        found = server.directory.service(name)
-        if isinstance(found, Code):
-            self._refuse(stream, request, found)
-        elif found.kind != "private":
-            self._refuse(stream, request, Code.NO_SERVICE)  # who may visit it is judged by another door
-        elif not found.admits(self.host):
-            self._refuse(stream, request, Code.DENIED, "visitors")
-            found.deny(self.link.peer)
+        found = self._sought(request)
+        if isinstance(found, tuple):
+            self._refuse(stream, request, *found)
         elif self.session.their_streams > self.key.streams(server.config.limits.streams):
             self._refuse(stream, request, Code.LIMIT, "max-streams")
             server.runtime.reached("streams", self.name or self.title, self.key.streams(server.config.limits.streams))
         elif not Visit.begin(server.runtime, self, stream, found):
             self._refuse(stream, request, Code.SHUTDOWN if found.tunnel.session.going_away else Code.LIMIT)
+
+    def _sought(self, request: wire.Open) -> Service | Distant | tuple[Code, str]:
+        """What a stream of this client is to lead to; or the code with which it is refused, and the rule that said no, if one did."""
+        directory, name = self._server.directory, request.target
+        if request.service:
+            return Code.NO_SERVICE, ""
+        if "/" in name:
+            return find(directory, self.key, name)
+        if not NAME.fullmatch(name):
+            return Code.NO_SERVICE, ""
+        if no := directory.refusal(self.key, name):
+            return no[0], no[1].rule
+        found = directory.service(name)
+        if isinstance(found, Code):
+            return found, ""
+        if found.kind != "private":
+            return Code.NO_SERVICE, ""  # who may visit it is judged by another door
+        if not found.admits(self.host):
+            found.deny(self.link.peer)
+            return Code.DENIED, "visitors"
+        return found
 
     def _refuse(self, stream: Stream, request: wire.Open, code: Code, rule: str = "") -> None:
         stream.reset(code)
@@ -113,7 +123,8 @@ class Tunnel:
             "stream.refused",
             f"Refused a stream that {self.title} opened to {request.target or 'nothing'}: {cause}.",
             **self._who(),
-            service=request.target,
+            service=None if "/" in request.target else request.target,
+            target=request.target if "/" in request.target else None,
             stream=stream.id,
             cause=cause,
             rule=rule or None,
@@ -122,6 +133,13 @@ class Tunnel:
     def open(self, service: Service, outlet: Outlet, visitor: str) -> Stream | None:
         """A stream for a visitor of a service of this client; None where it takes no more, which is told."""
         stream = self.session.open(outlet, service.number, visitor)
+        if stream is None:
+            self.full()
+        return stream
+
+    def open_through(self, target: str, outlet: Outlet, visitor: str) -> Stream | None:
+        """A stream to a place, HOST:PORT, that this client dials if its rules allow it; None where it takes no more, which is told."""
+        stream = self.session.open(outlet, 0, visitor, target)
         if stream is None:
             self.full()
         return stream

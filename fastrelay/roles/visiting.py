@@ -148,6 +148,9 @@ def say_missed(notices: Notices, target: str, visitor: str, code: Code) -> None:
 
 def why_missed(target: str, code: Code) -> str:
     """A sentence without its full stop: why a stream to `target` was refused with this code."""
+    client, slash, place = target.partition("/")
+    if slash:
+        return _why_not_dialled(client, place, code)
     what = {
         Code.NO_SERVICE: f"There is no private service {target!r} that this token reaches; `fastrelay list` shows those that there are",
         Code.AWAY: f"The client that serves {target!r} is not connected now",
@@ -159,3 +162,18 @@ def why_missed(target: str, code: Code) -> str:
         Code.CONNECTION_RESET: f"The tunnel that leads to {target!r} was lost",
     }
     return what.get(code, f"{target!r} cannot be reached: {code.name}")
+
+
+def _why_not_dialled(client: str, place: str, code: Code) -> str:
+    what = {
+        Code.NO_SERVICE: f"The relay has no client {client!r}",
+        Code.AWAY: f"The client {client!r} is not connected now",
+        Code.DENIED: f"The relay refuses {place} through {client!r}: the token of this client does not grant that",
+        Code.DIAL_DENIED: f"The client {client!r} refuses to dial {place}: its --allow-dial does not list that",
+        Code.REFUSED: f"{place} refused the connection that {client!r} made; is the service running there",
+        Code.UNREACHABLE: f"{place} cannot be reached from {client!r}",
+        Code.DIAL_TIMEOUT: f"{place} did not answer {client!r} in time",
+        Code.LIMIT: f"There is no room for another connection through {client!r}",
+        Code.CONNECTION_RESET: f"The tunnel to {client!r} was lost",
+    }
+    return what.get(code, f"{place} cannot be reached through {client!r}: {code.name}")

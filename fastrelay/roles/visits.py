@@ -1,4 +1,6 @@
-"""A client's visit to a service of another client: two streams of two tunnels, joined in the relay (protocol.md sections 6.4 and 9.5)."""
+"""A client's visit to a service of another client, or to a place behind it: two streams of two tunnels, joined in the relay (protocol.md sections
+6.4, 6.6 and 9.5).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from fastrelay.errors import Code
 from fastrelay.mux.stream import NOTHING, Stream
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.splice import splice
+from fastrelay.roles.places import Distant
 from fastrelay.roles.services import Service
 
 if TYPE_CHECKING:
@@ -20,13 +23,14 @@ _NO_FILE: Final = -1
 class Visit:
     """From OPEN to the last byte. It takes the room of one of the relay's own connections, and none of its descriptors.
 
-    `stream` is what `caller` has opened, `there` what the relay opens to the service.
+    `stream` is what `caller` has opened, `there` what the relay opens to the `goal`.
     """
 
     __slots__ = (
         "_caller",
+        "_goal",
+        "_place",
         "_runtime",
-        "_service",
         "_serving",
         "_since",
         "_stream",
@@ -37,23 +41,25 @@ class Visit:
     )
 
     @classmethod
-    def begin(cls, runtime: Runtime, caller: Tunnel, stream: Stream, service: Service) -> bool:
+    def begin(cls, runtime: Runtime, caller: Tunnel, stream: Stream, goal: Service | Distant) -> bool:
         """Whether there was room for it."""
         if runtime.edges + runtime.coming >= runtime.budget:
             runtime.tell_full()
             return False
-        there = service.tunnel.open(service, NOTHING, caller.link.peer)
+        there = goal.open(NOTHING, caller.link.peer)
         if there is None:
             return False
-        visit = cls(runtime, caller, stream, service, there)
-        splice(runtime, stream, caller.link, there, service.tunnel.link, visit)
+        visit = cls(runtime, caller, stream, goal, there)
+        splice(runtime, stream, caller.link, there, goal.tunnel.link, visit)
         return True
 
-    def __init__(self, runtime: Runtime, caller: Tunnel, stream: Stream, service: Service, there: Stream) -> None:
+    def __init__(
+        self, runtime: Runtime, caller: Tunnel, stream: Stream, goal: Service | Distant, there: Stream
+    ) -> None:
         self._runtime = runtime
         self._caller = caller
-        self._service: Service | None = service  # until it has accepted
-        self._serving = service.tunnel
+        self._goal: Service | Distant | None = goal  # until it has accepted
+        self._serving = goal.tunnel
         self._stream = stream
         self._there = there
         self._since = runtime.loop.time()
@@ -61,12 +67,14 @@ class Visit:
         runtime.edge_made(_NO_FILE)
         if log.audited():
             visitor = caller.link.peer
-            self.who = service.who(visitor)
-            self._title = f"visitor {visitor} of {service.name} of {service.tunnel.name}"
+            self.who = goal.who(visitor)
+            self._place = goal.name if isinstance(goal, Distant) else None
+            self._title = f"visitor {visitor} of {goal.name} of {goal.tunnel.name}"
             log.note(
                 "visitor.opened",
                 f"Accepted {self._title}.",
                 **self.who,
+                target=self._place,
                 stream=there.id,
                 by=caller.label,
                 by_stream=stream.id,
@@ -80,12 +88,12 @@ class Visit:
 
     def on_accept(self) -> None:
         self._timer.cancel()
-        self._service = None
+        self._goal = None
 
     def on_over(self, first: Stream | None, code: Code | None) -> None:
         self._timer.cancel()
-        if self._service is not None and first is self._there:
-            self._service.failed()
+        if self._goal is not None and first is self._there:
+            self._goal.failed()
         self._runtime.edge_gone()
         if not log.audited():
             return
@@ -104,6 +112,7 @@ class Visit:
             "visitor.closed",
             f"Closed {self._title}: {cause}.",
             **self.who,
+            target=self._place,
             stream=there.id,
             by=self._caller.label,
             by_stream=stream.id,

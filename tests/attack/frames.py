@@ -49,6 +49,7 @@ class Code(enum.IntEnum):
     NO_SERVICE = 35
     LIMIT = 36
     CONNECTION_RESET = 37
+    DIAL_DENIED = 40
 
 
 class Frame(NamedTuple):

@@ -7,6 +7,7 @@ import errno
 import gc
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.config import Target
-from fastrelay.errors import Code
+from fastrelay.dialling import Place, Rules, read_place
+from fastrelay.errors import Code, DialDeniedError
 from fastrelay.limits import Limits
 from fastrelay.mux.stream import Stream
 from fastrelay.net import dial as dial_module
-from fastrelay.net.dial import Dial, Resolver
+from fastrelay.net.dial import Dial, Resolver, Share, Turn
 from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.support import need, pair
@@ -36,8 +38,9 @@ class Client:
         self.target = target
         self.resolver = Resolver(bench.loop)
         self.limit = asyncio.Semaphore(wire.MAX_DIALS)
-        self.done: list[tuple[Code, OSError | None]] = []
         self.first: Callable[[Any], bytes] | None = None
+        self.permit: tuple[Rules, Place] | None = None
+        self.done: list[tuple[Code, Exception | None]] = []
         self.streams: list[Stream] = []
         bench.on_stream = self._open
 
@@ -52,7 +55,14 @@ class Client:
             self.target,
             lambda code, error: self.done.append((code, error)),
             first=self.first,
+            permit=self.permit,
         )
+
+    async def joined(self) -> None:
+        """The answer is ACCEPT, and `done` has heard of it."""
+        await self.bench.peer.frame(Kind.ACCEPT)
+        await until(lambda: self.done, "the end was told")
+        assert self.done.pop() == (Code.NO_ERROR, None)
 
     async def code(self) -> Code:
         """The code of the RESET that is the answer, and that `done` has heard as well."""
@@ -477,5 +487,163 @@ def test_the_tunnel_fails_under_the_answer(run: Run) -> None:
                 assert (await target.to_end())[1] is End.RESET
                 await bench.gone()
                 assert client.done == [(Code.NO_ERROR, None)]
+
+    run(main())
+
+
+# --- what may be dialled ------------------------------------------------------------------------------------------------
+
+
+class Names(Resolver):
+    """Answers with what the test says, each time with the next of it, and keeps nothing."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *answers: list[dial_module.Address]) -> None:
+        super().__init__(loop)
+        self.answers = list(answers)
+
+    def known(self, target: Target) -> list[dial_module.Address] | None:
+        return None
+
+    async def ask(self, target: Target) -> list[dial_module.Address]:
+        return self.answers.pop(0)
+
+
+def permitted(client: Client, *rules: str) -> None:
+    client.permit = Rules.parse(rules), read_place(str(client.target))
+
+
+def v4(host: str, port: int) -> dial_module.Address:
+    return socket.AF_INET, (host, port)
+
+
+def test_of_the_addresses_of_a_name_only_those_are_dialled_that_are_allowed(run: Run) -> None:
+    async def main() -> None:
+        async with Bench() as bench:
+            with listener() as allowed, listener("::1") as forbidden:
+                port = allowed.getsockname()[1]
+                client = Client(bench, Target("db.example", port))
+                there = forbidden.getsockname()[1]
+                client.resolver = Names(
+                    bench.loop,
+                    [
+                        (socket.AF_INET6, ("::1", there, 0, 0)),
+                        v4("127.0.0.2", port),
+                        v4(LOCALHOST, port),
+                        v4("10.0.0.1", port),
+                    ],
+                )
+                permitted(client, "127.0.0.1")
+                await bench.peer.send(pair.open_(1))
+                target = await accepted(bench, allowed)
+                assert target.sock.getsockname()[0] == LOCALHOST
+                await client.joined()
+                with pytest.raises(BlockingIOError):
+                    forbidden.accept()
+
+    run(main())
+
+
+def test_a_name_is_judged_for_each_connection(run: Run) -> None:
+    """It leads to an allowed address first, and then, to the very same port, to one that is not (DNS rebinding)."""
+
+    async def main() -> None:
+        async with Bench() as bench:
+            with listener() as sock:
+                port = sock.getsockname()[1]
+                client = Client(bench, Target("rebound.example", port))
+                mapped: dial_module.Address = (socket.AF_INET6, (f"::ffff:{LOCALHOST}", port, 0, 0))
+                client.resolver = Names(bench.loop, [v4(LOCALHOST, port)], [v4("127.0.0.3", port)], [mapped], [mapped])
+                permitted(client, "127.0.0.1/32")
+                await bench.peer.send(pair.open_(1))
+                await accepted(bench, sock)
+                await client.joined()
+                await bench.peer.send(pair.open_(3))
+                assert await client.code() is Code.DIAL_DENIED
+                error = client.done.pop()[1]
+                assert isinstance(error, DialDeniedError) and error.rule == "loopback" and "127.0.0.3" in str(error)
+                await bench.peer.send(pair.open_(5))  # what is IPv4 in IPv6 form is judged as IPv4
+                await accepted(bench, sock)
+                await client.joined()
+                permitted(client, "::/0", "*")
+                await bench.peer.send(pair.open_(7))
+                assert await client.code() is Code.DIAL_DENIED
+
+    run(main())
+
+
+def test_a_name_without_addresses_is_not_denied_but_unreachable(run: Run) -> None:
+    async def main() -> None:
+        async with Bench() as bench:
+            client = Client(bench, Target("db.example", 1))
+            client.resolver = Names(bench.loop, [])
+            permitted(client, "*")
+            await bench.peer.send(pair.open_(1))
+            assert await client.code() is Code.UNREACHABLE
+
+    run(main())
+
+
+@pytest.mark.parametrize("host", [LOCALHOST, "::1"])
+def test_addresses_are_not_looked_up(run: Run, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    need.ipv6()
+
+    async def main() -> None:
+        async with Bench() as bench:
+            with listener(host) as sock, monkeypatch.context() as patch:
+                client = Client(bench, Target(host, sock.getsockname()[1]))
+                client.resolver = Resolver(bench.loop, ThreadPoolExecutor(1))
+                patch.setattr(socket, "getaddrinfo", None)
+                permitted(client, "127.0.0.0/8", "[::1]")
+                await bench.peer.send(pair.open_(1))
+                await accepted(bench, sock)
+                assert (await bench.peer.frame(Kind.ACCEPT, Kind.RESET)).kind == Kind.ACCEPT
+
+    run(main())
+
+
+def test_names_are_looked_up_in_threads_of_their_own(run: Run) -> None:
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            resolver = Resolver(asyncio.get_running_loop(), threads)
+            found = await resolver.ask(Target("localhost", 80))
+            assert (socket.AF_INET, (LOCALHOST, 80)) in found
+
+    run(main())
+
+
+def test_what_is_known_of_names_is_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dial_module, "_MOST_KNOWN", 3)
+
+    async def main() -> None:
+        resolver = Resolver(asyncio.get_running_loop())
+        targets = [Target(LOCALHOST, port) for port in range(1, 6)]
+        for target in (*targets, targets[0]):
+            await resolver.ask(target)
+        assert [target for target in targets if resolver.known(target)] == [targets[0], *targets[3:]]
+
+    run(main())
+
+
+def test_a_share_never_takes_every_turn(run: Run) -> None:
+    async def main() -> None:
+        turns_ = asyncio.Semaphore(3)
+        share = Share(turns_, 2)
+        free = asyncio.Event()
+
+        async def work(turn: Turn) -> None:
+            async with turn:
+                await free.wait()
+
+        tasks = [asyncio.ensure_future(work(share)) for _ in range(5)]
+        await turns(3)
+        assert turns_._value == 1, "one is left for others"
+        others = [asyncio.ensure_future(work(turns_)) for _ in range(2)]
+        await turns(3)
+        for task in (tasks[0], tasks[4], others[1]):  # one of those who are in, one of those who wait for each
+            task.cancel()
+        await turns(3)
+        free.set()
+        await asyncio.gather(*tasks, *others, return_exceptions=True)
+        assert (turns_._value, share._own._value) == (3, 2)
 
     run(main())

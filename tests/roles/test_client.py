@@ -18,6 +18,7 @@ import pytest
 from fastrelay import log, wire
 from fastrelay.auth import RelayLogin, Token, Verifier
 from fastrelay.config import ClientConfig, Exposure, Relay, Target
+from fastrelay.dialling import NO_RULES, Rules
 from fastrelay.errors import Code, ProtocolError, StartError
 from fastrelay.limits import DEFAULTS, Limits
 from fastrelay.mux.greeting import RelayGreeting
@@ -113,9 +114,9 @@ class FakeRelay:
 
     def on_idle(self) -> None: ...
 
-    def open(self, service: int = 1) -> Tap:
+    def open(self, service: int = 1, target: str = "") -> Tap:
         tap = Tap()
-        tap.stream = self.session.open(tap, service, "192.0.2.9:51544")
+        tap.stream = self.session.open(tap, service, "192.0.2.9:51544", target)
         assert tap.stream is not None
         return tap
 
@@ -141,6 +142,7 @@ class ClientBench:
         *exposures: Exposure,
         token: Token = TOKEN,
         limits: Limits = DEFAULTS,
+        allow_dial: Rules = NO_RULES,
     ) -> None:
         self.relay = relay
         self.reached: list[tuple[str, str, int]] = []
@@ -155,6 +157,7 @@ class ClientBench:
             name="home",
             state=home,
             limits=limits,
+            allow_dial=allow_dial,
         )
         self.client = Client(
             config,
@@ -189,10 +192,14 @@ class ClientBench:
 
 @asynccontextmanager
 async def client(
-    home: Path, *exposures: Exposure, token: Token = TOKEN, limits: Limits = DEFAULTS
+    home: Path,
+    *exposures: Exposure,
+    token: Token = TOKEN,
+    limits: Limits = DEFAULTS,
+    allow_dial: Rules = NO_RULES,
 ) -> AsyncIterator[ClientBench]:
     relay = FakeRelay()
-    bench = ClientBench(home, relay, *exposures, token=token, limits=limits)
+    bench = ClientBench(home, relay, *exposures, token=token, limits=limits, allow_dial=allow_dial)
     try:
         yield bench
     finally:
@@ -353,6 +360,12 @@ def test_the_relay_cannot_name_an_address(
                 others.append(bench.relay.open(2))
                 await bench.joined()  # the target is the one of the command line
             assert [tap.code for tap in others] == [Code.NO_SERVICE] * len(names), "whatever the target"
+            others.clear()
+            for name in names:  # and without a service: nothing is dialled for a relay that names the place
+                target = bytes((wire.FIELD_TARGET, len(name))) + name.encode()
+                others.append(bench.relay.open(0))
+            await until(lambda: all(tap.code is not None for tap in others), "each is answered")
+            assert [tap.code for tap in others] == [Code.DIAL_DENIED if name else Code.NO_SERVICE for name in names]
             assert trap.dialled == [bench.client.config.exposures[0].target] * len(names)
 
     run(main())

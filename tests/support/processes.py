@@ -197,7 +197,7 @@ def once(*arguments: str, state: Path, token: str | None = None) -> subprocess.C
 
 def address(url: str) -> Address:
     """Host and port of `scheme://HOST:PORT`, without the brackets of IPv6."""
-    found = re.fullmatch(r"[a-z]+://(.+):(\d+)", url)
+    found = re.fullmatch(r"[a-z0-9]+://(.+):(\d+)", url)
     assert found, f"not an address: {url!r}"
     return found[1].strip("[]"), int(found[2])
 

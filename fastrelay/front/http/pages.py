@@ -15,6 +15,7 @@ FAILED: Final = {
     Code.NO_SERVICE: (502, "The service is not there any more."),
     Code.LIMIT: (503, "The service has as many visitors as it may have: try again in a moment."),
     Code.DENIED: (403, "This may not be reached from here."),
+    Code.DIAL_DENIED: (403, "The client that should reach this does not allow it."),
 }
 """Why a dial failed, as a status and a sentence."""
 _AWAY: Final = (502, "The service's machine has lost its connection.")
