@@ -27,9 +27,6 @@ class Distant:
     def open(self, outlet: Outlet, visitor: str) -> Stream | None:
         return self.tunnel.open_through(self.name, outlet, visitor)
 
-    def failed(self) -> None:
-        """A visitor was not taken."""
-
     def who(self, visitor: str) -> dict[str, object]:
         """A visitor, for events."""
         return {

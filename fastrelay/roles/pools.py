@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 class Member(Service):
     """A client's part in a pool."""
 
-    __slots__ = ("_pool",)
+    __slots__ = ("pool",)
 
     def __init__(self, tunnel: Tunnel, number: int, pool: Pool, since: float, runtime: Runtime) -> None:
         super().__init__(tunnel, number, pool.name, pool.kind, since, runtime.notices, pool.visitors)
         self.port = pool.port
-        self._pool = pool
+        self.pool = pool
 
     def close(self) -> None:
-        self._pool.leave(self)
+        self.pool.leave(self)
 
     def failed(self) -> None:
-        self._pool.failed(self)
+        self.pool.failed(self)
 
 
 class Pool:
@@ -127,39 +127,50 @@ class Pool:
 class PoolVisitor(Edge):
     """A visitor of a pool: joined when a client has accepted its stream."""
 
-    __slots__ = ("_pool", "asking")
+    __slots__ = ("_asking", "_pool", "_who")
 
     def __init__(self, runtime: Runtime, pool: Pool) -> None:
         super().__init__(runtime)
         self._pool = pool
-        self.asking: Asking | None = None
+        self._asking: Asking | None = None
+        self._who = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         pool = self._pool
         peer = transport.get_extra_info("peername")
-        visitor = address(peer)
+        self._who = visitor = address(peer)
         self.begin(visitor)
         if pool.visitors is None or (peer is not None and peer[0] in pool.visitors):
-            self.asking = Asking(self._runtime, pool, self, visitor)
-            self.asking.ask("shutdown")
+            self._asking = Asking(self._runtime, pool, visitor, self._met, self._not_met)
+            self._asking.ask()
             return
         self.turn_away("denied")
         if peer is not None:  # else it has gone before it could be asked
             pool.deny(visitor)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.asking is not None:
-            self.asking.cancel()
-            self.asking = None
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
         super().connection_lost(exc)
 
     def begin(self, visitor: str) -> None:
         """It is there."""
 
-    def meet(self, member: Member, visitor: str, stream: Stream) -> None:
+    def meet(self, member: Member, visitor: str) -> None:
         """A client has accepted it."""
+
+    def _met(self, member: Member, stream: Stream, stopped: bool) -> None:
+        self._asking = None
+        self.meet(member, self._who)
         self.join(stream, member.tunnel.link)
+        if stopped and self.stream is stream:
+            self.on_stop()
+
+    def _not_met(self, code: Code, cause: str) -> None:
+        self._asking = None
+        self.turn_away(cause)
 
     def turn_away(self, cause: str) -> None:
         """Nobody takes it, and this is why."""
@@ -172,46 +183,74 @@ class AuditedPoolVisitor(ToldVisitor, PoolVisitor):
     def begin(self, visitor: str) -> None:
         self.introduce(self._pool.title, self._pool.newcomer(visitor), Totals())
 
-    def meet(self, member: Member, visitor: str, stream: Stream) -> None:
+    def meet(self, member: Member, visitor: str) -> None:
         self.introduce(member.title, member.who(visitor), member.tunnel.totals)
-        super().meet(member, visitor, stream)
 
 
 class Asking:
-    """The outlet of a visitor's streams until one of them is accepted. Nothing that the visitor says is sent before, so another client can be asked."""
+    """The outlet of a visitor's streams until one of them is accepted. Nothing that the visitor says is sent before, so another client can be asked.
 
-    __slots__ = ("_member", "_pool", "_runtime", "_stopped", "_stream", "_timer", "_tried", "_visitor", "_who")
+    `met(member, stream, stopped)` is called when a client has accepted, `stopped` if it reads no more all the same; `failed(code, cause)` when nobody
+    has: with why the last one did not. One of the two, once, unless `cancel` comes first.
+    """
+
+    __slots__ = (
+        "_cause",
+        "_code",
+        "_failed",
+        "_member",
+        "_met",
+        "_pool",
+        "_runtime",
+        "_stopped",
+        "_stream",
+        "_timer",
+        "_tried",
+        "_who",
+    )
 
     _member: Member
     _timer: asyncio.TimerHandle
 
-    def __init__(self, runtime: Runtime, pool: Pool, visitor: PoolVisitor, who: str) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        pool: Pool,
+        who: str,
+        met: Callable[[Member, Stream, bool], None],
+        failed: Callable[[Code, str], None],
+    ) -> None:
         self._runtime = runtime
         self._pool = pool
-        self._visitor = visitor
         self._who = who
+        self._met = met
+        self._failed = failed
         self._tried: list[Member] = []
         self._stream: Stream | None = None  # that has no answer yet
         self._stopped = False
+        self._code = Code.SHUTDOWN
+        self._cause = log.CAUSES[Code.SHUTDOWN]
 
-    def ask(self, cause: str) -> None:
-        """Ask the next client; `cause` is why the last one did not take the visitor."""
+    def ask(self, first: Member | None = None) -> None:
+        """Ask one client after the other, `first` as the first."""
         loop, ring = self._runtime.loop, self._pool.ring
-        while (member := ring.take(loop.time(), self._tried)) is not None:
+        member = first or ring.take(loop.time(), self._tried)
+        while member is not None:
             self._tried.append(member)
             tunnel = member.tunnel
             stream = tunnel.session.open(self, member.number, self._who)
             if stream is None:
-                cause = "shutdown" if tunnel.session.going_away else "limit"
+                self._code = Code.SHUTDOWN if tunnel.session.going_away else Code.LIMIT
+                self._cause = log.CAUSES[self._code]
                 tunnel.full()
             elif stream.ended:  # its tunnel has failed under the OPEN of this very stream
-                cause = log.cause(tunnel.link.error)
+                self._code, self._cause = Code.CONNECTION_RESET, log.cause(tunnel.link.error)
             else:
                 self._member, self._stream = member, stream
                 self._timer = loop.call_later(self._runtime.limits.answer_time, self._late)
                 return
-        self._visitor.asking = None
-        self._visitor.turn_away(cause)
+            member = ring.take(loop.time(), self._tried)
+        self._failed(self._code, self._cause)
 
     def cancel(self) -> None:
         """The visitor has gone."""
@@ -221,38 +260,34 @@ class Asking:
             stream.reset(Code.CONNECTION_RESET)
 
     def _late(self) -> None:
-        stream, self._stream = self._stream, None
+        stream = self._stream
         if stream is not None:
             self._runtime.reached("answer-time", self._member.tunnel.name)
             stream.reset(Code.DIAL_TIMEOUT)
-            self._failed(log.CAUSES[Code.DIAL_TIMEOUT])
+            self._next(Code.DIAL_TIMEOUT, log.CAUSES[Code.DIAL_TIMEOUT])
 
-    def _failed(self, cause: str) -> None:
+    def _next(self, code: Code, cause: str) -> None:
         self._timer.cancel()
         self._stream = None
         self._stopped = False
         self._member.failed()
-        self.ask(cause)
+        self._code, self._cause = code, cause
+        self.ask()
 
     # --- from the stream -----------------------------------------------------------------------------------------------
 
     def on_accept(self) -> None:
         stream, self._stream = self._stream, None
-        if stream is None:
-            return
-        self._timer.cancel()
-        visitor = self._visitor
-        visitor.asking = None
-        visitor.meet(self._member, self._who, stream)
-        if self._stopped and visitor.stream is stream:
-            visitor.on_stop()
+        if stream is not None:
+            self._timer.cancel()
+            self._met(self._member, stream, self._stopped)
 
     def on_reset(self, code: Code) -> None:
-        self._failed("target-reset" if code is Code.CONNECTION_RESET else log.CAUSES[code or Code.CANCEL])
+        self._next(code, "target-reset" if code is Code.CONNECTION_RESET else log.CAUSES[code or Code.CANCEL])
 
     def on_lost(self) -> None:
         if self._stream is not None:  # else it is lost while it is opened
-            self._failed(log.cause(self._member.tunnel.link.error))
+            self._next(Code.CONNECTION_RESET, log.cause(self._member.tunnel.link.error))
 
     def on_stop(self) -> None:
         self._stopped = True

@@ -59,9 +59,6 @@ class Service:
         """Tell of a visitor that was refused because it is not in the list."""
         tell_denied(self._notices, self.title, self.who(visitor))
 
-    def failed(self) -> None:
-        """A visitor was not taken."""
-
     def take(self) -> Service | None:
         """Who serves the next visitor."""
         return self

@@ -22,13 +22,13 @@ from fastrelay.net.telling import Totals
 from fastrelay.networks import Networks
 from fastrelay.policy import Key
 from fastrelay.roles.places import Distant, find
-from fastrelay.roles.pools import Pool
+from fastrelay.roles.pools import Member, Pool
 from fastrelay.roles.refusals import explain, why
 from fastrelay.roles.registry import Offer, pool_owner
 from fastrelay.roles.services import Service
 from fastrelay.roles.sites import Site, refuse_site
 from fastrelay.roles.visitors import PublicPort
-from fastrelay.roles.visits import Visit
+from fastrelay.roles.visits import PoolVisit, Visit
 
 if TYPE_CHECKING:
     from fastrelay.roles.server import Server
@@ -89,6 +89,9 @@ class Tunnel:
         elif self.session.their_streams > self.key.streams(server.config.limits.streams):
             self._refuse(stream, request, Code.LIMIT, "max-streams")
             server.runtime.reached("streams", self.name or self.title, self.key.streams(server.config.limits.streams))
+        elif isinstance(found, Member):
+            if not PoolVisit.begin(server.runtime, self, stream, found):
+                self._refuse(stream, request, Code.LIMIT)
         elif not Visit.begin(server.runtime, self, stream, found):
             self._refuse(stream, request, Code.SHUTDOWN if found.tunnel.session.going_away else Code.LIMIT)
 

@@ -12,6 +12,7 @@ from fastrelay.mux.stream import NOTHING, Stream
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.splice import splice
 from fastrelay.roles.places import Distant
+from fastrelay.roles.pools import Asking, Member, Pool
 from fastrelay.roles.services import Service
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ class Visit:
 
     __slots__ = (
         "_caller",
-        "_goal",
         "_place",
         "_runtime",
         "_serving",
@@ -43,8 +43,7 @@ class Visit:
     @classmethod
     def begin(cls, runtime: Runtime, caller: Tunnel, stream: Stream, goal: Service | Distant) -> bool:
         """Whether there was room for it."""
-        if runtime.edges + runtime.coming >= runtime.budget:
-            runtime.tell_full()
+        if not _room(runtime):
             return False
         there = goal.open(NOTHING, caller.link.peer)
         if there is None:
@@ -58,7 +57,6 @@ class Visit:
     ) -> None:
         self._runtime = runtime
         self._caller = caller
-        self._goal: Service | Distant | None = goal  # until it has accepted
         self._serving = goal.tunnel
         self._stream = stream
         self._there = there
@@ -88,12 +86,9 @@ class Visit:
 
     def on_accept(self) -> None:
         self._timer.cancel()
-        self._goal = None
 
     def on_over(self, first: Stream | None, code: Code | None) -> None:
         self._timer.cancel()
-        if self._goal is not None and first is self._there:
-            self._goal.failed()
         self._runtime.edge_gone()
         if not log.audited():
             return
@@ -122,3 +117,98 @@ class Visit:
             seconds=round(self._runtime.loop.time() - self._since, 6),
             cause=cause,
         )
+
+
+class PoolVisit:
+    """A visit to a pool until a client has accepted it: the outlet of what `caller` has opened. What it sends early is kept meanwhile."""
+
+    __slots__ = ("_asking", "_caller", "_early", "_fin", "_pool", "_runtime", "_stream")
+
+    @classmethod
+    def begin(cls, runtime: Runtime, caller: Tunnel, stream: Stream, member: Member) -> bool:
+        """Whether there was room for it. `member` is asked first."""
+        if not _room(runtime):
+            return False
+        stream.attach(visit := cls(runtime, caller, stream, member.pool))
+        visit._asking.ask(member)
+        return True
+
+    def __init__(self, runtime: Runtime, caller: Tunnel, stream: Stream, pool: Pool) -> None:
+        self._runtime = runtime
+        self._caller = caller
+        self._stream = stream
+        self._pool = pool
+        self._early = bytearray()
+        self._fin = False
+        self._asking = Asking(runtime, pool, caller.link.peer, self._met, self._not_met)
+        runtime.edge_made(_NO_FILE)
+
+    def _met(self, member: Member, there: Stream, stopped: bool) -> None:
+        stream, early = self._stream, self._early
+        visit = Visit(self._runtime, self._caller, stream, member, there)
+        self._runtime.edge_gone()
+        splice(self._runtime, stream, self._caller.link, there, member.tunnel.link, visit)
+        there.outlet.on_accept()
+        if stopped:
+            there.outlet.on_stop()
+        if early:
+            stream.queued = 0
+            stream.outlet.deliver(memoryview(early))
+            stream.drained()
+        if self._fin:
+            stream.outlet.on_fin()
+
+    def _not_met(self, code: Code, cause: str) -> None:
+        self._runtime.edge_gone()
+        self._stream.reset(code)
+        caller = self._caller
+        log.note(
+            "visitor.refused",
+            f"Refused visitor {caller.link.peer} of {self._pool.title}: {cause}.",
+            service=self._pool.name,
+            visitor=caller.link.peer,
+            by=caller.label,
+            by_stream=self._stream.id,
+            token=caller.key.label,
+            cause=cause,
+        )
+
+    def _give_up(self) -> None:
+        self._asking.cancel()
+        self._runtime.edge_gone()
+
+    # --- from the stream -----------------------------------------------------------------------------------------------
+
+    def deliver(self, piece: memoryview) -> None:
+        self._early += piece
+        self._stream.queued = len(self._early)
+        if not self._stream.cover(len(self._early)):
+            self._give_up()
+            self._stream.reset(Code.LIMIT)
+
+    def on_fin(self) -> None:
+        self._fin = True
+
+    def on_reset(self, code: Code) -> None:
+        self._give_up()
+        self._stream.detach()
+
+    def on_lost(self) -> None:
+        self._give_up()
+
+    def on_accept(self) -> None:
+        """Cannot come: it is this side that accepts."""
+
+    def on_stop(self) -> None:
+        """Cannot come before ACCEPT."""
+
+    def on_room(self) -> None:
+        """There is nothing to send yet."""
+
+
+def _room(runtime: Runtime) -> bool:
+    """Whether there is room for another visit; if not, that is told."""
+    if runtime.edges + runtime.coming < runtime.budget:
+        return True
+    runtime.tell_full()
+    return False

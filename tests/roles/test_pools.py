@@ -413,27 +413,105 @@ def test_a_private_pool(run: Run, tmp_path: Path) -> None:
                 ("web", "c0", True),
                 ("web", "c1", True),
             ]
-            for number, peer in ((1, peers[0]), (3, peers[1]), (5, peers[0])):
-                raw = wire.pack_open(wire.Open(wire.STREAM_TCP, 1 << 20, target="web"))
-                await caller.send(wire.frame(Kind.OPEN, number, raw))
+            for number, peer in ((1, peers[0]), (3, peers[1])):
+                await caller.send(opening(number))
                 one = await asked(peer)
-                if number == 5:
-                    await peer.send(pair.reset(one.stream, Code.REFUSED))
-                    assert await caller.half(number) == (b"", Kind.RESET, Code.REFUSED)
-                else:
-                    await peer.send(pair.accept(one.stream), pair.data(one.stream, b"hello"))
-                    assert await caller.data(number, 5) == b"hello"
+                await peer.send(pair.accept(one.stream), pair.data(one.stream, b"hello"))
+                assert await caller.data(number, 5) == b"hello"
             for peer in peers:
                 Local(peer.sock).reset()
             assert {(await caller.frame(Kind.RESET)).stream for _ in peers} == {1, 3}
             await until(lambda: not pools(bench), "the pool is gone")
-            await caller.send(wire.frame(Kind.OPEN, 7, wire.pack_open(wire.Open(wire.STREAM_TCP, 100, target="web"))))
+            await caller.send(opening(7))
             assert await caller.half(7) == (b"", Kind.RESET, Code.AWAY)
             await caller.send(wire.frame(Kind.LIST, 0, b"{}"))
             listed = wire.unpack_json((await caller.frame(Kind.LISTED)).payload, wire.Listed)
             assert [(one.name, one.client, one.here) for one in listed.services] == [("web", "", False)]
             async with calling(tmp_path / "c", bench.port, bench.server.token()) as there:
                 assert [one.client for one in await there.caller.visiting.listing()] == [""]
+
+    run(main())
+
+
+async def private(bench: RelayBench) -> tuple[Peer, list[Peer]]:
+    """A visiting client, and two that serve the pool `web`."""
+    peers = [(await bench.client(f"c{index}", f"i{index}"))[0] for index in range(2)]
+    for peer in peers:
+        await share(bench, peer, kind="private")
+    return (await bench.client("", "v"))[0], peers
+
+
+def opening(number: int) -> bytes:
+    return wire.frame(Kind.OPEN, number, wire.pack_open(wire.Open(wire.STREAM_TCP, 1 << 20, target="web")))
+
+
+@pytest.mark.parametrize("way", ["refused", "dead", "silent"])
+def test_a_visit_goes_to_another_member(run: Run, tmp_path: Path, way: str) -> None:
+    """With all that was said meanwhile."""
+
+    async def main() -> None:
+        async with relay(tmp_path / "r", Limits(answer_time=0.1 if way == "silent" else 15)) as bench:
+            caller, peers = await private(bench)
+            await caller.send(opening(1), pair.data(1, b"early "), pair.fin(1, b"bird"))
+            one = await asked(peers[0])
+            if way == "refused":
+                await peers[0].send(pair.reset(one.stream, Code.REFUSED))
+            elif way == "dead":
+                Local(peers[0].sock).reset()
+            two = await asked(peers[1])
+            assert two.visitor == one.visitor
+            await peers[1].send(pair.accept(two.stream))
+            assert await peers[1].half(two.stream) == (b"early bird", Kind.FIN, None)
+            await peers[1].send(pair.fin(two.stream, b"worm"))
+            assert (await caller.frame(Kind.ACCEPT, Kind.RESET)).kind == Kind.ACCEPT
+            assert await caller.half(1) == (b"worm", Kind.FIN, None)
+            await until(lambda: not bench.server.runtime.edges, "nothing of it is left")
+
+    run(main())
+
+
+def test_no_member_takes_the_visit(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench:
+            caller, peers = await private(bench)
+            await caller.send(opening(1), pair.data(1, b"early"))
+            for peer, code in zip(peers, (Code.REFUSED, Code.DIAL_TIMEOUT), strict=True):
+                await peer.send(pair.reset((await asked(peer)).stream, code))
+            assert await caller.half(1) == (b"", Kind.RESET, Code.DIAL_TIMEOUT), "why the last one did not"
+            assert not bench.server.runtime.edges
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["reset", "lost"])
+def test_a_visit_that_ends_before_it_is_accepted(run: Run, tmp_path: Path, way: str) -> None:
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench:
+            caller, peers = await private(bench)
+            await caller.send(opening(1), pair.data(1, b"early"))
+            one = await asked(peers[0])
+            if way == "reset":
+                await caller.send(pair.reset(1))
+            else:
+                Local(caller.sock).reset()
+            assert await peers[0].half(one.stream) == (b"", Kind.RESET, Code.CONNECTION_RESET)
+            await until(lambda: not bench.server.runtime.edges, "it is over")
+            await peers[0].send(pair.accept(one.stream))  # it crossed
+            other, _ = await bench.client("", "w")
+            await other.send(opening(1))
+            await asked(peers[1])
+
+    run(main())
+
+
+def test_visits_beyond_memory(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with relay(tmp_path / "r", Limits(memory=2 << 20)) as bench:
+            caller, peers = await private(bench)
+            bench.server.runtime.budget = 1
+            await caller.send(opening(1), opening(3))
+            await asked(peers[0])
+            assert await caller.half(3) == (b"", Kind.RESET, Code.LIMIT)
 
     run(main())
 
