@@ -4,7 +4,7 @@
     write                          room, seal           deliver             data_received, the rest is kept while reading is paused
     write_eof                      fin                  on_fin              eof_received, behind what is kept
     close                          fin, stop            on_stop             what is written is thrown away
-    abort                          reset                on_reset            connection_lost, behind what is kept, within RESET_DRAIN
+    abort                          reset                on_reset            connection_lost, behind what is kept, as long as that moves
                                                         on_lost             connection_lost at once
     resume_reading                 drained              on_room             resume_writing
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastrelay.errors import Code
 from fastrelay.log import CAUSES
 from fastrelay.mux.stream import NOTHING, Recv
-from fastrelay.wire import RESET_DRAIN
+from fastrelay.wire import RESET_DRAIN, RESET_DRAIN_MOST
 
 if TYPE_CHECKING:
     import ssl
@@ -61,6 +61,7 @@ class StreamTransport(asyncio.Transport):
         self._fin = False  # the stream's direction has ended: eof_received when the backlog is gone
         self._reset: Code | None = None  # the stream was reset behind the backlog
         self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0
         self._output = bytearray()  # written by the protocol, not yet taken by the tunnel
         self._eof = False  # the protocol writes no more
         self._deaf = False  # nobody wants what is written
@@ -222,7 +223,8 @@ class StreamTransport(asyncio.Transport):
         if self._backlog is None:
             self._input_over()
         else:  # while it is kept the stream keeps its share of the pool
-            self._timer = self._runtime.loop.call_later(RESET_DRAIN, self._end, _reset_error(code), code)
+            self._until = self._runtime.loop.time() + RESET_DRAIN_MOST
+            self._linger(self._reset)
 
     def on_lost(self) -> None:
         self._end(ConnectionResetError("Connection reset: the tunnel was lost"), Code.CONNECTION_RESET)
@@ -342,7 +344,16 @@ class StreamTransport(asyncio.Transport):
             stream.queued = len(backlog) if self._backlog is not None else 0
             stream.session.now = time.monotonic()
             stream.drained()
+            if done and self._reset is not None:
+                self._linger(self._reset)
         self._input_over()
+
+    def _linger(self, code: Code) -> None:
+        """Be reset when the backlog has not moved for RESET_DRAIN (protocol.md 9.2)."""
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = self._runtime.loop
+        self._timer = loop.call_at(min(loop.time() + RESET_DRAIN, self._until), self._end, _reset_error(code), code)
 
     def _input_over(self) -> None:
         """Tell the protocol of the end of what it was given, if it has come."""

@@ -447,6 +447,39 @@ def test_a_reset_does_not_wait_for_ever(run: Run, monkeypatch: pytest.MonkeyPatc
     run(main())
 
 
+def test_a_reset_waits_while_what_is_kept_moves(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "RESET_DRAIN", 0.06)
+    monkeypatch.setattr(transport_module, "_MOST", 10)
+
+    async def main() -> None:
+        protocol = Noted()
+        protocol.pauses_at = 1
+        async with opened(protocol) as (bench, transport, stream):
+            await bench.peer.send(pair.data(stream.id, bytes(60)), pair.reset(stream.id))
+            await until(transport.is_closing, "the reset has arrived")
+            for _ in range(5):
+                await asyncio.sleep(0.03)
+                assert not protocol.lost
+                transport.resume_reading()
+            assert isinstance(await protocol.over(), ConnectionResetError)
+            assert len(protocol.received) == 60
+
+    run(main())
+
+
+def test_a_reset_waits_for_half_a_minute_at_most(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "RESET_DRAIN_MOST", 0.05)
+
+    async def main() -> None:
+        protocol = Noted()
+        async with opened(protocol) as (bench, transport, stream):
+            transport.pause_reading()
+            await bench.peer.send(pair.data(stream.id, b"last words"), pair.reset(stream.id))
+            assert isinstance(await protocol.over(), ConnectionResetError)
+
+    run(main())
+
+
 def test_who_closes_after_a_reset_is_done_at_once(run: Run) -> None:
     async def main() -> None:
         protocol = Noted()
