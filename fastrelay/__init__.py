@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastrelay.api import Listener as Listener
+    from fastrelay.api import Peer as Peer
     from fastrelay.api import Server as Server
     from fastrelay.api import Service as Service
     from fastrelay.api import Tunnel as Tunnel
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_API = frozenset({"Listener", "Server", "Service", "Tunnel", "connect"})
+_API = frozenset({"Listener", "Peer", "Server", "Service", "Tunnel", "connect"})
 _MODULES = frozenset({"api", "asgi", "errors", "httpx", "sync"})
 
 

@@ -1,7 +1,7 @@
 """HTTP through a tunnel: a transport for httpx2 (`pip install 'fastrelay[httpx]'`).
 
 async with httpx2.AsyncClient(transport=fastrelay.httpx.Transport(server.client("home"))) as http:
-    await http.get("http://10.0.0.5:8080/")         # as the client `home` sees it
+    await http.get("http://10.0.0.5:8080/")         # as the client `home` reaches it
 async with httpx2.AsyncClient(transport=fastrelay.httpx.Transport(tunnel)) as http:
     await http.get("http://jobs/")                  # the named service `jobs`
 """
@@ -17,20 +17,20 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from fastrelay.api import Server, Tunnel
+from fastrelay.api import Peer, Server, Tunnel
 from fastrelay.api.opening import STREAM_LIMIT
 from fastrelay.net.transport import StreamTransport, start_tls
 
 
 class Transport(httpx2.AsyncBaseTransport):
-    """Sends requests through a Tunnel or Server; hosts are named services.
+    """Sends requests through a Peer, to hosts as that client reaches them, or through a Tunnel or Server, whose hosts are named services.
 
     `verify` is the context for https. Connections are pooled, `max_connections` of them. A connection that is refused is an
     httpx2.ConnectError with the text of the OpenError; all else is as with any transport of httpx2.
     """
 
     def __init__(
-        self, way: Tunnel | Server, *, verify: ssl.SSLContext | None = None, max_connections: int = 100
+        self, way: Peer | Tunnel | Server, *, verify: ssl.SSLContext | None = None, max_connections: int = 100
     ) -> None:
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=verify or ssl.create_default_context(),
@@ -74,7 +74,7 @@ class _Body(httpx2.AsyncByteStream):
 
 
 class _Backend(httpcore2.AsyncNetworkBackend):
-    def __init__(self, way: Tunnel | Server) -> None:
+    def __init__(self, way: Peer | Tunnel | Server) -> None:
         self._way = way
 
     async def connect_tcp(
@@ -87,7 +87,8 @@ class _Backend(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         with _errors(_CONNECT):
             async with asyncio.timeout(timeout):
-                pair = await self._way.open_connection(host)
+                way = self._way
+                pair = await (way.open_connection(host, port) if isinstance(way, Peer) else way.open_connection(host))
         return _Stream(*pair)
 
     async def sleep(self, seconds: float) -> None:

@@ -118,6 +118,27 @@ class Listener(_Closing):
         self._thread.call(close)
 
 
+class Peer:
+    """The network of one client: see `fastrelay.Peer`."""
+
+    def __init__(self, thread: _Thread, peer: api.Peer) -> None:
+        self._thread = thread
+        self._peer = peer
+        self.name = peer.name
+
+    def create_connection(self, host: str, port: int) -> socket.socket:
+        """As `socket.create_connection`: a socket whose other end is at that host and port of the client's network. Raises OpenError."""
+        return self._thread.call(lambda: self._peer.open_socket(host, port))
+
+    def forward(self, remote_host: str, remote_port: int, host: str = "127.0.0.1", port: int = 0) -> Listener:
+        """A local port whose connections come out at the client, to that host and port."""
+        return Listener(self._thread, lambda: self._peer.forward(remote_host, remote_port, host, port))
+
+    def socks(self, host: str = "127.0.0.1", port: int = 0) -> Listener:
+        """A local proxy for SOCKS5 and HTTP CONNECT whose connections come out at the client."""
+        return Listener(self._thread, lambda: self._peer.socks(host, port))
+
+
 class _Reaching(_Closing):
     """What opens connections to named services of clients: see `fastrelay.Tunnel` and `fastrelay.Server`."""
 
@@ -133,6 +154,10 @@ class _Reaching(_Closing):
     def forward(self, service: str, host: str = "127.0.0.1", port: int = 0) -> Listener:
         """A local port that leads to a named service of a client."""
         return Listener(self._thread, lambda: self._inside.forward(service, host, port))
+
+    def client(self, name: str) -> Peer:
+        """A client of the relay."""
+        return Peer(self._thread, self._inside.client(name))
 
     def close(self) -> None:
         if self._open:
@@ -178,6 +203,7 @@ def connect(
     client_key: Path | str | None = None,
     pins: Iterable[str] = (),
     behind_proxy: bool = False,
+    allow_dial: Iterable[str] = (),
     limits: Iterable[str] = (),
     drain: float = 2.0,
 ) -> Tunnel:
@@ -193,6 +219,7 @@ def connect(
             client_key=client_key,
             pins=pins,
             behind_proxy=behind_proxy,
+            allow_dial=allow_dial,
             limits=limits,
             drain=drain,
         )

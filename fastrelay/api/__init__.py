@@ -7,6 +7,7 @@ of both may run in one process. Everything may be cancelled at any await, and le
 import logging
 
 from fastrelay.api.locals import Listener as Listener
+from fastrelay.api.peers import Peer as Peer
 from fastrelay.api.server import Server as Server
 from fastrelay.api.tunnel import Service as Service
 from fastrelay.api.tunnel import Tunnel as Tunnel

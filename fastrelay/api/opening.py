@@ -111,7 +111,11 @@ async def create_connection(
         made.append(inner)
     transport = StreamTransport(way.runtime, outer, {"peername": peername, "target": target})
     transport.join(*await opened(way, transport, target))
-    code = await transport.accepted()
+    try:
+        async with asyncio.timeout(way.runtime.limits.answer_time):
+            code = await transport.accepted()
+    except TimeoutError:
+        code = Code.DIAL_TIMEOUT
     if code is not Code.NO_ERROR:
         raise refusal(code, target)
     if ready is None:

@@ -1,4 +1,4 @@
-"""What clients of a relay serve by name: the same from another client, and from the relay itself."""
+"""What clients of a relay serve by name, and where they dial: the same from another client, and from the relay itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from fastrelay.api import opening
 from fastrelay.api.locals import Listener
+from fastrelay.api.peers import Peer
 from fastrelay.api.sockets import open_socket
 from fastrelay.front.forward import ForwardVisitor
 
@@ -16,7 +17,7 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
 class Reaching:
-    """Base of what opens streams to named services of clients (protocol.md section 6.4)."""
+    """Base of what opens streams to named services of clients, and to places behind them (protocol.md sections 6.4 and 6.6)."""
 
     @property
     def _way(self) -> opening.Way:
@@ -44,3 +45,7 @@ class Reaching:
         """A local port (0: any) that leads to a named service. Raises OSError if it cannot be opened."""
         way = self._way
         return Listener(way, lambda: ForwardVisitor(way.runtime, way, service), host, port, "tcp")
+
+    def client(self, name: str) -> Peer:
+        """A client of the relay, from whose network connections can be opened if it allows that."""
+        return Peer(name, self._way)

@@ -12,7 +12,7 @@ from fastrelay.api.making import to_the_end
 from fastrelay.api.opening import Way, refusal
 from fastrelay.api.reaching import Reaching
 from fastrelay.app import WholeRelay
-from fastrelay.config import DEFAULT_PORT, ServerConfig, join_host, parse_bind, parse_host, parse_ports
+from fastrelay.config import DEFAULT_PORT, ServerConfig, join_host, parse_bind, parse_host, parse_ports, read_through
 from fastrelay.errors import Code, StartError
 from fastrelay.limits import Side, parse_limits
 from fastrelay.mux.stream import Outlet, Stream
@@ -21,6 +21,8 @@ from fastrelay.net.door import VisitorDoor
 from fastrelay.net.link import Link
 from fastrelay.net.runtime import Runtime
 from fastrelay.roles import server as roles
+from fastrelay.roles.places import Distant
+from fastrelay.roles.services import Service
 from fastrelay.roles.visiting import say_missed
 from fastrelay.state import default_state
 from fastrelay.wire import WEBSOCKET_PATH
@@ -174,15 +176,26 @@ class _Inside:
         return self._server.runtime
 
     def open(self, outlet: Outlet, target: str, visitor: str) -> tuple[Stream, Link] | None:
-        found = self._server.directory.service(target)
-        stream = None if isinstance(found, Code) else found.tunnel.open(found, outlet, visitor)
+        found = self._find(target)
+        stream = None if isinstance(found, Code) else found.open(outlet, visitor)
         return None if stream is None or isinstance(found, Code) else (stream, found.tunnel.link)
 
     def why(self, target: str) -> Exception:
-        found = self._server.directory.service(target)
+        found = self._find(target)
         if isinstance(found, Code):
             return refusal(found, target)
         return refusal(Code.SHUTDOWN if found.tunnel.session.going_away else Code.LIMIT, target)
+
+    def _find(self, target: str) -> Service | Distant | Code:
+        directory = self._server.directory
+        if "/" not in target:
+            return directory.service(target)
+        try:
+            client, place = read_through(target)
+        except ValueError:
+            return Code.NO_SERVICE
+        found = directory.client(client)
+        return found if isinstance(found, Code) else Distant(found, place)
 
     def missed(self, target: str, visitor: str, code: Code) -> None:
         say_missed(self.runtime.notices, target, visitor, code)

@@ -59,7 +59,11 @@ async def open_socket(way: Way, target: str) -> socket.socket:
             edge.connection_lost(None)  # uvloop's transport, cancelled here, ends without a word
             raise
         edge.join(*await opened(way, NOTHING, target))
-        code = await answer
+        try:
+            async with asyncio.timeout(way.runtime.limits.answer_time):
+                code = await answer
+        except TimeoutError:
+            code = Code.DIAL_TIMEOUT
         if code is not Code.NO_ERROR:
             raise refusal(code, target)
     except BaseException:

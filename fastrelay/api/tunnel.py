@@ -17,6 +17,7 @@ from fastrelay.api.making import Making, to_the_end
 from fastrelay.api.reaching import Reaching
 from fastrelay.auth import Token, parse_pin
 from fastrelay.config import ClientConfig, Exposure, host_name, parse_expose, parse_relay
+from fastrelay.dialling import Rules
 from fastrelay.errors import Code, UnreachableError, UsageError
 from fastrelay.limits import Side, parse_limits
 from fastrelay.mux.stream import Stream
@@ -43,15 +44,17 @@ def connect(
     client_key: Path | str | None = None,
     pins: Iterable[str] = (),
     behind_proxy: bool = False,
+    allow_dial: Iterable[str] = (),
     limits: Iterable[str] = (),
     drain: float = 2.0,
 ) -> Making[Tunnel]:
     """A tunnel to `relay`, on the running loop: `async with connect(…) as tunnel`, or `await connect(…)` and `aclose` later.
 
-    `relay` is written as for `fastrelay client`: `HOST[:PORT]`, `tls://…`, `wss://…`, on this machine also `tcp://…` and `ws://…`. `token` is the token's text. `name`
-    says who this client is, the host name if it is None; with "" it serves nothing and only reaches others. `state` is a directory that says which installation this is and keeps the relay's
-    pins; without it that of `fastrelay client` is used. `client_cert`, `client_key` (PEM files), `pins`
-    and `behind_proxy` are as its options. `limits` are texts such as `streams=500`. When the `async with` block ends well, visitors have `drain` seconds to end by themselves.
+    `relay` is written as for `fastrelay client`: `HOST[:PORT]`, `tls://…`, `wss://…`, on this machine also `tcp://…` and `ws://…`. `token` is the
+    token's text. `name` says who this client is, the host name if it is None; with "" it serves nothing and only reaches others. `state` is a
+    directory that says which installation this is and keeps the relay's pins; without it that of `fastrelay client` is used. `client_cert`,
+    `client_key` (PEM files), `pins`, `behind_proxy` and `allow_dial` are as its options. `limits` are texts such as `streams=500`. When the
+    `async with` block ends well, visitors have `drain` seconds to end by themselves.
 
     The first connection is tried once; a tunnel that is lost later comes back by itself. Raises UnreachableError, AuthError, NameInUseError,
     StartError for any other refusal, UsageError for arguments that cannot be understood.
@@ -73,6 +76,7 @@ def connect(
             client_key=None if client_key is None else Path(client_key),
             pins=tuple(parse_pin(pin) for pin in pins),
             behind_proxy=behind_proxy,
+            allow_dial=Rules.parse(allow_dial),
         )
         kept = ClientState.open(config.state, config.relay.url, config.name)
         try:

@@ -49,19 +49,26 @@ async def local(handler: Handler, **options: Any) -> AsyncIterator[int]:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
-        with contextlib.suppress(ConnectionError):
-            await handler(reader, writer)
-        writer.close()
-        tasks.discard(task)
+        try:
+            with contextlib.suppress(ConnectionError):
+                await handler(reader, writer)
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            writer.transport.abort()
+            tasks.discard(task)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, **options)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        if tasks:
+            await asyncio.wait(tasks, timeout=0.5)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # what was aborted in the last turn
 
 
 async def visit(host: str, port: int, said: bytes) -> bytes:

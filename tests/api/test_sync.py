@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fastrelay import sync
-from fastrelay.errors import ExposeError, StartError, UnreachableError
+from fastrelay.errors import ExposeError, NoServiceError, StartError, UnreachableError
 from tests.support.peers import background, connect, free_port
 
 
@@ -52,6 +54,43 @@ def test_a_local_service_is_reached(home: sync.Tunnel) -> None:
             assert service.url == f"tcp://{service.host}:{service.port}"
             assert ask(connect((service.host, service.port)), b"hello") == b"HELLO"
         serving.result(5)
+
+
+@pytest.mark.parametrize("way", ["client", "relay"])
+def test_others_are_reached(server: sync.Server, home: sync.Tunnel, tmp_path: Path, way: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        port = listener.getsockname()[1]
+        home.expose(f"web=private://{port}")
+        who: sync.Server | sync.Tunnel = server
+        if way == "client":
+            who = stack.enter_context(
+                sync.connect(server.url, token=server.token, name="", state=tmp_path / "v", drain=0)
+            )
+        door = stack.enter_context(who.forward("web"))
+        assert door.url == f"tcp://{door.host}:{door.port}"
+        for make in (partial(who.create_connection, "web"), partial(connect, (door.host, door.port))):
+            serving = background(answer, listener)
+            assert ask(make(), b"hello") == b"HELLO"
+            serving.result(5)
+        with pytest.raises(NoServiceError):
+            who.create_connection("nothing")
+
+
+def test_the_network_of_a_client(server: sync.Server, tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        sync.connect(
+            server.url, token=server.token, name="dials", state=tmp_path / "d", allow_dial=["127.0.0.1"], drain=0
+        ),
+    ):
+        host, port = listener.getsockname()
+        peer = server.client("dials")
+        with peer.forward(host, port) as door, peer.socks() as proxy:
+            assert proxy.url.startswith("socks5h://")
+            for make in (partial(peer.create_connection, host, port), partial(connect, (door.host, door.port))):
+                serving = background(answer, listener)
+                assert ask(make(), b"hello") == b"HELLO"
+                serving.result(5)
 
 
 def test_errors_are_raised_here(home: sync.Tunnel, tmp_path: Path) -> None:

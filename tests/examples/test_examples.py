@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,19 +20,34 @@ from pathlib import Path
 import pytest
 
 from fastrelay import sync
+from fastrelay.auth import Token
 from tests.e2e.test_private import Postgres
 from tests.e2e.test_ssh import Sshd
 from tests.support import need
+from tests.support.grants import make_token
 
 HERE = Path(__file__).parent
 TIME = 60
 
 
 @pytest.fixture(scope="module")
-def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sync.Server]:
-    home = tmp_path_factory.mktemp("relay")
-    with sync.Server(bind="127.0.0.1:0", state=home, drain=0, http="127.0.0.1:0", domain="home.example") as server:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of the relay."""
+    return tmp_path_factory.mktemp("relay")
+
+
+@pytest.fixture(scope="module")
+def relay(directory: Path) -> Iterator[sync.Server]:
+    web = {"http": "127.0.0.1:0", "domain": "home.example"}
+    with sync.Server(bind="127.0.0.1:0", state=directory, drain=0, **web) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def guest(relay: sync.Server, directory: Path) -> str:
+    """A token as `fastrelay token new guest --dial 127.0.0.1:1-65535 --through home` makes it."""
+    made = make_token(directory, "guest", names=[], dial=["127.0.0.1:1-65535"], through=["home"])
+    return dataclasses.replace(made, pins=Token.parse(relay.token).pins).text()
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +141,36 @@ def test_web(relay: sync.Server, state: Path) -> None:
                     assert int(answer.read()) == server.server_port
         for server in (blog, shop):
             server.shutdown()
+
+
+@pytest.fixture
+def page() -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def home(relay: sync.Server, state: Path) -> Iterator[sync.Tunnel]:
+    """A client that dials for others."""
+    rules = ["127.0.0.1"]
+    with sync.connect(relay.url, token=relay.token, name="home", state=state, allow_dial=rules, drain=0) as tunnel:
+        yield tunnel
+
+
+@pytest.mark.slow
+def test_dial_through(relay: sync.Server, guest: str, home: sync.Tunnel, page: HTTPServer, state: Path) -> None:
+    port = str(page.server_port)
+    assert Example(state, "dial_through.py", relay.url, guest, home.name, "127.0.0.1", port).run() == f"{port}\n"
+
+
+@pytest.mark.slow
+def test_socks(relay: sync.Server, guest: str, home: sync.Tunnel, page: HTTPServer, state: Path) -> None:
+    need.program("curl")
+    url = f"http://127.0.0.1:{page.server_port}/"
+    told = Example(state, "socks.py", relay.url, guest, home.name, "-sS", "--max-time", "30", url).run()
+    assert told == str(page.server_port)
 
 
 @pytest.mark.slow
