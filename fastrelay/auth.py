@@ -139,6 +139,12 @@ _NOBODY: Final = Verifier("nobody--", bytes(KEY_SIZE), bytes(KEY_SIZE))
 """Is looked at where there is no verifier; its keys are not used."""
 
 
+def holds(token: Token, kept: Verifier | None) -> bool:
+    """Whether this is the token that a relay keeps `kept` of; whether there is one takes the same time to say."""
+    shown = sha256(client_key(token.secret)).digest()
+    return hmac.compare_digest(shown, (kept or _NOBODY).stored_key)
+
+
 def _damaged(why: str) -> str:
     return f"The token is damaged, {why}: copy the whole of it again from `fastrelay token show` on the relay."
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from fastrelay import networks
-from fastrelay.errors import UsageError
+from fastrelay.errors import Code, UsageError
 from fastrelay.matching import Refusal, matches, some
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -24,6 +24,9 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MOST: Final = 255
 """Bytes of a place: what a field of OPEN holds."""
+
+DENIED: Final = "denied"
+"""The rule of a refusal: a rule says no, which is more than that none says yes."""
 
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
@@ -149,6 +152,17 @@ class Rule(NamedTuple):
             return special is None and place.address is None and matches(self.pattern, place.host)
         return address in self.network and (special is None or _within(self.network, special[1]))
 
+    def denies(self, place: Place, address: _Address | None) -> bool:
+        """As a rule that says no: `address` is one that the place was resolved to, None before it is. One network counts in all its forms."""
+        if not self.has(place.port):
+            return False
+        if self.network is None:
+            return place.address is None and matches(self.pattern, place.host)
+        if address is None:
+            return False
+        within = _embedded(self.network) if isinstance(self.network, ipaddress.IPv4Network) else ()
+        return address in self.network or any(address in network for network in within)
+
     def __str__(self) -> str:
         """`parse_rule` reads it back."""
         where = self.pattern if self.network is None else str(self.network)
@@ -217,14 +231,16 @@ def _slip(why: str) -> ValueError:
 
 @dataclass(frozen=True)
 class Rules:
-    """Everything that may be dialled; without a rule that is nothing."""
+    """Everything that may be dialled, less what is `denied`; without a rule that is nothing."""
 
     rules: tuple[Rule, ...] = ()
+    denied: tuple[Rule, ...] = ()
 
     @classmethod
-    def parse(cls, texts: Iterable[str]) -> Rules:
+    def parse(cls, texts: Iterable[str], denied: Iterable[str] = ()) -> Rules:
         """One rule each. Raises UsageError."""
-        return cls(tuple(dict.fromkeys(parse_rule(text) for text in texts)))
+        one, other = (tuple(dict.fromkeys(parse_rule(text) for text in some)) for some in (texts, denied))
+        return cls(one, other)
 
     def texts(self) -> tuple[str, ...]:
         return tuple(map(str, self.rules))
@@ -239,6 +255,8 @@ class Rules:
         """Why nothing may be dialled there, as far as that can be said before a name is resolved."""
         if place.address is not None:
             return self.refuse_address(place, str(place.address))
+        if no := self._denied(place, None):
+            return no
         rules = [rule for rule in self.rules if rule.has(place.port)]
         if any(rule.network is not None or matches(rule.pattern, place.host) for rule in rules):
             return None
@@ -258,6 +276,8 @@ class Rules:
         plain = _plain_address(address.partition("%")[0])  # a zone says only which link
         if plain is None:
             return self._no(place, "address")
+        if no := self._denied(place, plain):
+            return no
         if any(rule.allows(place, plain) for rule in self.rules):
             return None
         if not any(rule.has(place.port) for rule in self.rules):
@@ -268,11 +288,23 @@ class Rules:
             return Refusal(kind, f"{where} is reached only by a rule for an address or network within {network}")
         return self._no(place, "address", plain)
 
+    def _denied(self, place: Place, address: _Address | None) -> Refusal | None:
+        rule = next((rule for rule in self.denied if rule.denies(place, address)), None)
+        if rule is None:
+            return None
+        resolved = "" if address is None or address == place.address else f" ({address})"
+        return Refusal(DENIED, f"{place}{resolved} is denied by {rule}")
+
     def _no(self, place: Place, rule: str, address: _Address | None = None) -> Refusal:
         if not self.rules:
             return Refusal("none", f"{place} is not allowed, and nothing else is")
         resolved = "" if address is None or address == place.address else f" ({address})"
         return Refusal(rule, f"{place}{resolved} is not in {self}")
+
+
+def refused(rule: str) -> Code:
+    """What a client answers that does not dial because of this rule."""
+    return Code.DIAL_FORBIDDEN if rule == DENIED else Code.DIAL_DENIED
 
 
 NO_RULES: Final = Rules()

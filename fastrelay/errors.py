@@ -58,6 +58,7 @@ class Code(enum.IntEnum):
     CANCEL = 38
     AWAY = 39
     DIAL_DENIED = 40
+    DIAL_FORBIDDEN = 41
 
     @classmethod
     def of(cls, number: int) -> Code:

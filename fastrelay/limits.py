@@ -119,6 +119,9 @@ class Limits:
     answer_time: float = _limit(
         wire.ANSWER_TIME, 0.1, 300, "seconds", Side.RELAY, "the visitor is reset (DIAL_TIMEOUT)"
     )
+    request_wait: float = _limit(
+        1, 0.01, 60, "seconds", Side.RELAY, "the call finds no client, and is answered so (526)"
+    )
     half_open_time: float = _limit(
         wire.HALF_OPEN_IDLE, 1, 86_400, "seconds", Side.BOTH, "streams on which nothing moved are reset (TIMEOUT)"
     )

@@ -47,6 +47,7 @@ CAUSES: Final[Mapping[Code, str]] = {
     Code.CANCEL: "cancel",
     Code.AWAY: "away",
     Code.DIAL_DENIED: "denied",
+    Code.DIAL_FORBIDDEN: "denied",
 }
 """What events call an end with this code."""
 

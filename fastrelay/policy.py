@@ -383,13 +383,21 @@ class Key(Verifier, frozen=True):
 
     def refuse_dial(self, client: str, place: Place) -> Refusal | None:
         """For a connection that this client is to make."""
+        return self.refuse_through(client) or self.refuse_place(place)
+
+    def refuse_through(self, client: str) -> Refusal | None:
+        """For a client that is to make connections."""
         through = self.grant.through
-        if not _one_of(through, client):
-            return Refusal(
-                "through",
-                f"the token {self.label!r} dials through {_listed('clients', through)}, not {client!r}; use one that is made by "
-                f"`fastrelay token new LABEL --dial {place} --through NAMES` on the relay",
-            )
+        if _one_of(through, client):
+            return None
+        return Refusal(
+            "through",
+            f"the token {self.label!r} dials through {_listed('clients', through)}, not {client!r}; use one that is made by "
+            "`fastrelay token new LABEL --dial PLACE --through NAMES` on the relay",
+        )
+
+    def refuse_place(self, place: Place) -> Refusal | None:
+        """For where some client is to connect to."""
         if no := _rules(self.grant.dial).refuse_unresolved(place):
             return Refusal(
                 "dial",

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrelay.config import is_host
-from fastrelay.dialling import MOST, NO_RULES, Place, Rules, parse_rule, read_place
-from fastrelay.errors import UsageError
+from fastrelay.dialling import DENIED, MOST, NO_RULES, Place, Rules, parse_rule, read_place, refused
+from fastrelay.errors import Code, UsageError
 from fastrelay.matching import Refusal
 from tests.attack.test_addresses import forms
 from tests.fuzz.texts import PIECES
@@ -360,6 +360,40 @@ def test_without_rules_nothing_is_allowed(host: str, port: int) -> None:
             assert named(answer) == "none"
 
 
+@given(st.ip_addresses(v=4), st.integers(1, 65535), st.integers(0, 32), spans)
+def test_what_is_denied_is_denied_in_every_form(
+    address: ipaddress.IPv4Address, port: int, bits: int, ports: list[tuple[int, int]]
+) -> None:
+    network = ipaddress.ip_network((address, bits), strict=False)
+    span = ",".join(f"{first}-{last}" for first, last in ports)
+    rules = Rules.parse(["0.0.0.0/0", "::/0", "127.0.0.0/8", "*"], [f"{network}:{span}"])
+    named_so = any(first <= port <= last for first, last in ports)
+    nat64 = ipaddress.IPv6Address(0x0064_FF9B << 96 | int(address))
+    six_to_four = ipaddress.IPv6Address(0x2002 << 112 | int(address) << 80)
+    for form in (address, f"::ffff:{address}", nat64, six_to_four):
+        place = read_place(at(str(form), port))
+        assert (named(rules.refuse(place)) == DENIED) is named_so
+        name = read_place(f"x.example:{port}")
+        assert rules.refuse(name) is None
+        assert (named(rules.refuse_address(name, str(form))) == DENIED) is named_so
+
+
+def test_a_name_that_is_denied() -> None:
+    rules = Rules.parse(["10.0.0.0/8", "*.lab"], ["secret.lab", "*.prod:443"])
+    for text, rule in (
+        ("secret.lab:22", DENIED),
+        ("x.prod:443", DENIED),
+        ("x.prod:80", ""),
+        ("open.lab:22", ""),
+        ("10.0.0.5:22", ""),
+    ):
+        place = read_place(text)
+        assert named(rules.refuse(place)) == rule
+        assert named(rules.refuse_address(place, "10.0.0.5")) == rule
+    assert refused(DENIED) is Code.DIAL_FORBIDDEN
+    assert refused("name") is Code.DIAL_DENIED
+
+
 def test_the_sentences() -> None:
     rules = Rules.parse(["10.0.0.0/8:22,5432", "*.lab.example:443"])
     listed = "10.0.0.0/8:22,5432 or *.lab.example:443"
@@ -376,4 +410,7 @@ def test_the_sentences() -> None:
     assert told(Rules.parse(["0.0.0.0/0"]).refuse(read_place("169.254.169.254:80"))) == (
         "169.254.169.254:80 (link-local) is reached only by a rule for an address or network within 169.254.0.0/16"
     )
+    denied = Rules.parse(["0.0.0.0/0"], ["10.0.0.0/8:22"])
+    assert told(denied.refuse(read_place("10.0.0.5:22"))) == "10.0.0.5:22 is denied by 10.0.0.0/8:22"
+    assert told(denied.refuse_address(read_place("db:22"), "10.0.0.5")) == "db:22 (10.0.0.5) is denied by 10.0.0.0/8:22"
     assert told(NO_RULES.refuse(db)) == "db.lab.example:443 is not allowed, and nothing else is"

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     help="What may be dialled from here for others: CIDR[:PORTS] or NAMES[:PORTS], as in 10.0.0.0/8:22,5432 or *.lab.example:443; nothing if not given. May be repeated.",
 )
 @click.option(
+    "--deny-dial",
+    metavar="RULE",
+    multiple=True,
+    show_envvar=True,
+    help="What is not dialled from here although --allow-dial has it, in the same form. May be repeated.",
+)
+@click.option(
     "--visitors",
     metavar="[NAME=]CIDR[,CIDR…]",
     multiple=True,
@@ -73,6 +80,7 @@ def client(
     relay: str,
     expose: tuple[str, ...],
     allow_dial: tuple[str, ...],
+    deny_dial: tuple[str, ...],
     visitors: tuple[str, ...],
     pool: tuple[str, ...],
     proxy_protocol: tuple[str, ...],
@@ -98,6 +106,8 @@ def client(
 
     if not visitors:
         refuse_empty("FASTRELAY_CLIENT_VISITORS")
+    if not deny_dial:
+        refuse_empty("FASTRELAY_CLIENT_DENY_DIAL")
     if not auth:
         refuse_empty("FASTRELAY_CLIENT_AUTH")
     if not expose and not allow_dial:
@@ -124,7 +134,7 @@ def client(
             for exposure in exposures
         ),
         parse_limits(limit, Side.CLIENT),
-        Rules.parse(allow_dial),
+        Rules.parse(allow_dial, deny_dial),
     )
     run(lambda on_stop: run_client(config, _reachable, on_stop), loop, config.limits.drain_time, audit)
 

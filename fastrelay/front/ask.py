@@ -37,6 +37,7 @@ _ANSWERS: Final = {
     Code.NO_ERROR: (0, 200, ""),
     Code.DENIED: (2, 403, "The relay does not let you reach that: the token does not grant it."),
     Code.DIAL_DENIED: (2, 403, "The client that should dial does not: its --allow-dial does not have that."),
+    Code.DIAL_FORBIDDEN: (2, 403, "The client that should dial does not: its --deny-dial has that."),
     Code.NO_SERVICE: (3, 502, "The relay has no client of that name."),
     Code.AWAY: (3, 502, "The client that should dial is not connected to the relay."),
     Code.UNREACHABLE: (4, 502, "The target cannot be reached."),

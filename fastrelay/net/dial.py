@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from fastrelay.config import Target
-from fastrelay.dialling import Place, Rules
+from fastrelay.dialling import Place, Rules, refused
 from fastrelay.errors import Code, DialDeniedError
 from fastrelay.mux.stream import Stream
 from fastrelay.net.edge import Edge
@@ -219,7 +219,7 @@ class Dial:
         except TimeoutError as failure:
             self._failed(Code.DIAL_TIMEOUT, failure)
         except DialDeniedError as failure:
-            self._failed(Code.DIAL_DENIED, failure)
+            self._failed(refused(failure.rule), failure)
         except ConnectionRefusedError as failure:
             self._failed(Code.REFUSED, failure)
         except OSError as failure:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fastrelay import log, wire
 from fastrelay.auth import login_text
 from fastrelay.config import ClientConfig, Exposure, Public, Target, join_host, parse_public
-from fastrelay.dialling import Place, Rules, read_place
+from fastrelay.dialling import Place, Rules, read_place, refused
 from fastrelay.errors import Code, DialDeniedError, ProtocolError, StartError
 from fastrelay.mux.session import Session
 from fastrelay.mux.stream import Stream
@@ -140,8 +140,9 @@ class Client(Uplink):
                 self._reach(stream, request, link, way)
                 return
             rule, text = refusal
-        stream.reset(Code.DIAL_DENIED)
-        self._refused(stream, request, Code.DIAL_DENIED)
+        code = refused(rule)
+        stream.reset(code)
+        self._refused(stream, request, code)
         self._dial_denied(request, rule, text)
 
     def _reach(self, stream: Stream, request: wire.Open, link: Link, way: _Way) -> None:

@@ -42,6 +42,10 @@ class Directory:
             return tunnel
         return Code.AWAY if self._registry.kept(name) else Code.NO_SERVICE
 
+    def clients(self) -> list[Tunnel]:
+        """Those that are here."""
+        return [session for session in self._registry.sessions() if isinstance(session, Tunnel)]
+
     def refusal(self, key: Key, name: str) -> tuple[Code, Refusal] | None:
         """Why a client with this key may not reach the service of this name, and what it is told."""
         refusal = key.refuse_reach(name, self._registry.owner(name)[1])

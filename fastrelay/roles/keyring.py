@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from fastrelay import log
-from fastrelay.errors import Code, ProtocolError, StartError
+from fastrelay.auth import Token, holds
+from fastrelay.errors import Code, ProtocolError, StartError, UsageError
 from fastrelay.matching import Refusal
+from fastrelay.mux.stream import Stream
 from fastrelay.policy import Key, standing
 from fastrelay.state import ServerState
 
 _LOOK_EVERY = 0.25
 """Seconds between two looks at the file; a token that was revoked is without sessions a moment later."""
+_SWEEP_AT = 64
 
 
 class Holder(Protocol):
@@ -24,6 +27,20 @@ class Holder(Protocol):
 
     def dismiss(self, error: ProtocolError) -> None:
         """End at once, with this goodbye."""
+
+
+class Loan:
+    """A stream that was opened for who showed a token. Ended ones are forgotten when there are many."""
+
+    __slots__ = ("key", "stream")
+
+    def __init__(self, key: Key, stream: Stream) -> None:
+        self.key = key
+        self.stream = stream
+
+    def dismiss(self, error: ProtocolError) -> None:
+        if not self.stream.ended:
+            self.stream.abort(Code.UNAUTHORIZED)
 
 
 class Keyring:
@@ -41,6 +58,8 @@ class Keyring:
         self._holders = holders
         self._also = also
         self._timer: asyncio.TimerHandle | None = None
+        self._loans: list[Loan] = []
+        self._sweep_at = _SWEEP_AT
 
     def start(self) -> None:
         self._timer = self._loop.call_later(_LOOK_EVERY, self._look)
@@ -64,6 +83,36 @@ class Keyring:
             raise _error(Code.DENIED, key, refusal, name=name)
         return key
 
+    def bearer(self, text: str, now: float) -> Key:
+        """The key of a token that is shown whole, outside of any session; `now` is unix time.
+
+        Raises ProtocolError (UNAUTHORIZED) for one that is none, is unknown or over, or is valid only together with a certificate.
+        """
+        try:
+            token = Token.parse(text)
+        except UsageError:
+            raise ProtocolError(Code.UNAUTHORIZED, "that is no token of fastrelay") from None
+        if self._state.find(token.key_id) is None:
+            self.refresh()  # it may have been made just now
+        key = self._state.find(token.key_id)
+        if not holds(token, key) or key is None:
+            raise ProtocolError(Code.UNAUTHORIZED, "the token is not valid on this relay", key_id=token.key_id)
+        if refusal := key.expired(now):
+            raise _error(Code.UNAUTHORIZED, key, refusal)
+        if key.cert:
+            refusal = Refusal(
+                "certificate", "the token is valid only together with a client certificate, which nobody shows here"
+            )
+            raise _error(Code.UNAUTHORIZED, key, refusal)
+        return key
+
+    def lend(self, key: Key, stream: Stream) -> None:
+        """Reset this stream, which somebody has by `key` and without a session, as soon as the token no longer grants it."""
+        if len(self._loans) >= self._sweep_at:
+            self._loans = [loan for loan in self._loans if not loan.stream.ended]
+            self._sweep_at = max(_SWEEP_AT, 2 * len(self._loans))
+        self._loans.append(Loan(key, stream))
+
     def refresh(self) -> None:
         """Take in a change of the file now: a token is good as soon as the command that has made it is done."""
         before = self._state.keys
@@ -84,7 +133,7 @@ class Keyring:
         self._also()
 
     def _judge(self, now: float) -> None:
-        for holder in list(self._holders()):
+        for holder in [*self._holders(), *self._loans]:
             current = self._state.find(holder.key.key_id)
             if refusal := standing(holder.key, current, now):
                 code = Code.NO_ERROR if refusal.rule == "changed" else Code.UNAUTHORIZED

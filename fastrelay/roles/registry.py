@@ -69,6 +69,10 @@ class Registry:
         """The one that has this name."""
         return self._here.get(name)
 
+    def sessions(self) -> Iterable[object]:
+        """All that have a name."""
+        return self._here.values()
+
     def kept(self, name: str) -> bool:
         """Whether the name is used or reserved."""
         return name in self._reserved

@@ -15,11 +15,12 @@ from fastrelay.errors import Code
 from fastrelay.mux.stream import Nothing, Stream
 from fastrelay.net.edge import Edge
 from fastrelay.net.tls_stream import start_tls
-from fastrelay.wire import WINDOW, Kind
+from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.support import pair
 from tests.support.certificates import Authority
 from tests.support.peers import End
+from tests.support.tls_target import TlsTarget
 from tests.support.tunnel import Bench, Local, turns, until
 
 HOST = "127.0.0.1"
@@ -35,81 +36,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 def client_context(authority: Authority) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(authority.path))
-
-
-class Target:
-    """A TLS server at the far end of a stream."""
-
-    def __init__(self, bench: Bench, number: int, authority: Authority, version: ssl.TLSVersion) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(authority.home / "target.crt", authority.home / "target.key")
-        context.minimum_version = context.maximum_version = version
-        self.peer = bench.peer
-        self.number = number
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.end: Kind | None = None
-        self.consumed = [0]
-        self.extra: Callable[[], bytes] = lambda: b""
-
-    async def do(self, what: Callable[[], bytes | None]) -> bytes | None:
-        while True:
-            try:
-                done = what()
-            except ssl.SSLWantReadError:
-                await self.flush()
-                await self.more()
-            else:
-                await self.flush()
-                return done
-
-    async def shake(self) -> None:
-        await self.do(self.tls.do_handshake)
-
-    async def serve(self) -> None:
-        """As far as it is let: one byte is enough."""
-        await self.shake()
-        await self.read(1)
-
-    async def flush(self) -> None:
-        raw = self.outgoing.read()
-        if raw:
-            await self.peer.send(pair.data(self.number, raw))
-
-    async def more(self) -> None:
-        one = await self.peer.frame(Kind.DATA, Kind.FIN, Kind.RESET, Kind.WINDOW)
-        assert one.stream == self.number
-        if one.kind == Kind.WINDOW:
-            self.consumed.append(WINDOW.unpack(one.payload)[1])
-            return
-        if one.kind == Kind.RESET:
-            self.end = Kind.RESET
-            raise ConnectionResetError(Code.of(int.from_bytes(one.payload, "big")).name)
-        self.incoming.write(one.payload)
-        if one.kind == Kind.FIN:
-            self.end = Kind.FIN
-            self.incoming.write_eof()
-        elif grant := self.extra():
-            await self.peer.send(grant)
-
-    async def read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            data += await self.do(lambda: self.tls.read(65_536)) or b""
-        return data
-
-    async def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self.tls.write(view) :]
-        await self.flush()
-
-    async def close(self) -> None:
-        """close_notify and FIN."""
-        with contextlib.suppress(ssl.SSLError):
-            self.tls.unwrap()
-        await self.flush()
-        await self.peer.send(pair.fin(self.number))
 
 
 class Under:
@@ -130,7 +56,7 @@ class Under:
 @contextlib.asynccontextmanager
 async def begun(
     authority: Authority, *, credit: int = PLENTY, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, host: str = HOST
-) -> AsyncIterator[tuple[Under, Target, Callable[[], None]]]:
+) -> AsyncIterator[tuple[Under, TlsTarget, Callable[[], None]]]:
     async with Bench() as bench:
         edge, local = await bench.edge()
         stream = bench.open()
@@ -139,7 +65,7 @@ async def begun(
         await until(lambda: stream.recv.value == "open", "ACCEPT has arrived")
         under = Under(bench, edge, local, stream)
         cancel = start_tls(stream, bench.link, client_context(authority), host, under.done)
-        yield under, Target(bench, number, authority, version), cancel
+        yield under, TlsTarget(bench.peer, number, authority, version), cancel
 
 
 both_versions = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
@@ -285,7 +211,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_accepted(run: Run, authori
         other = Authority(tmp_path)
         other.issue("target", host=HOST)
         async with begun(authority) as (under, _, _):
-            target = Target(under.bench, under.stream.id, other, ssl.TLSVersion.TLSv1_3)
+            target = TlsTarget(under.bench.peer, under.stream.id, other)
             with pytest.raises((ssl.SSLError, ConnectionResetError)):
                 await target.serve()
             await until(lambda: under.told, "the handshake is over")

@@ -345,9 +345,11 @@ def test_on_a_client(
 
 
 def test_nothing_is_left_out(run: Run, tmp_path: Path) -> None:
-    """`files` is in tests/e2e/test_files.py; what the gate does with each of its figures in tests/net/test_gate.py."""
+    """`files` is in tests/e2e/test_files.py, `request-wait` in tests/systems/test_wsp.py; what the gate does with each of its figures in tests/net/test_gate.py."""
     of_the_gate = {name.replace("_", "-") for name, *_ in table("12.1")[1]}
-    assert {*ON_A_RELAY, "files", *of_the_gate} == {name for name, one in SETTINGS.items() if one.of(Side.RELAY)}
+    assert {*ON_A_RELAY, "files", "request-wait", *of_the_gate} == {
+        name for name, one in SETTINGS.items() if one.of(Side.RELAY)
+    }
     both = {name for name, one in SETTINGS.items() if one.side is Side.BOTH}
     assert {*ON_A_CLIENT, *both} == {name for name, one in SETTINGS.items() if one.of(Side.CLIENT)}
 

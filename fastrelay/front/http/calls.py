@@ -1,12 +1,10 @@
-"""What a call through a client asks for, and with which token: `/client/ID/SCHEME/HOST…` and X-PROXY-DESTINATION. Pure.
+"""What a call through a client asks for: `/client/ID/SCHEME/HOST…` and X-PROXY-DESTINATION. Pure.
 
 A path is passed on byte for byte: what its dots and percent signs mean is the target's business, and nothing here looks for them.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from typing import Final, NamedTuple
 
@@ -115,29 +113,3 @@ def _take_time(query: bytes) -> tuple[bytes, float]:
     if not 0 < time <= MOST_TIME:
         raise MessageError(400, f"timeout is a number of seconds, above 0 and up to {MOST_TIME:g}, and is given once.")
     return b"&".join(member for member in members if member not in mine), time
-
-
-# --- who asks ----------------------------------------------------------------------------------------------------------
-
-
-def basic(fields: Fields) -> tuple[str, str] | None:
-    """User and password of HTTP Basic (RFC 7617); None where there is not exactly one Authorization that can be read so."""
-    found = values(fields, b"authorization")
-    scheme, _, text = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")
-    if scheme.lower() != b"basic":
-        return None
-    try:
-        user, colon, password = base64.b64decode(text.strip(b" "), validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return None
-    return (user, password) if colon else None
-
-
-def token(fields: Fields) -> str:
-    """The text of the token that a call shows, as a Bearer token or as the password of Basic; "" where there is none."""
-    found = values(fields, b"authorization")
-    scheme, _, text = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")
-    if scheme.lower() == b"bearer":
-        return text.strip(b" ").decode("latin-1")
-    pair = basic(fields)
-    return pair[1] if pair else ""

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from fastrelay.config import join_host
 from fastrelay.errors import StartError
+from fastrelay.front.http.doors import Doors
 from fastrelay.front.http.hosts import Hosts
 from fastrelay.front.http.lobby import Lobby
 from fastrelay.front.http.own import Own
+from fastrelay.front.http.seeker import Seeker
 from fastrelay.front.http.tls import HttpsVisitor
-from fastrelay.front.http.visitor import HttpVisitor
 from fastrelay.net.door import VisitorDoor, let_in
 from fastrelay.net.heads import END, asks_for_tunnel
 from fastrelay.net.keys import Shown
@@ -34,6 +35,7 @@ class HttpFront:
         self._lobby = Lobby(server.runtime)
         self._doors: list[VisitorDoor] = []
         self.own = Own()
+        Doors(server).add_to(self.own)
         ports: dict[str, int] = {}
         try:
             if config.one_port:
@@ -63,15 +65,20 @@ class HttpFront:
 
     def drain(self) -> None:
         """Nobody new; visitors that have asked something get their answer."""
-        self.close()
+        self._shut()
         self._lobby.retire()
 
     def close(self) -> None:
+        """Whoever is still here is reset."""
+        self._shut()
+        self._lobby.evict()
+
+    def _shut(self) -> None:
         doors, self._doors = self._doors, []
         for door in doors:
             door.close()
 
-    def _listen(self, where: tuple[str, int], scheme: str, make: Callable[[], HttpVisitor]) -> int:
+    def _listen(self, where: tuple[str, int], scheme: str, make: Callable[[], Seeker]) -> int:
         host, port = where
         try:
             sock = listen(host, port)
@@ -92,12 +99,12 @@ class HttpFront:
             server.runtime.tell_full()
             sock.close()
         else:
-            visitor = HttpVisitor(server.runtime, self._hosts.route, "https", self._lobby, proxied=True)
+            visitor = Seeker(server.runtime, self._hosts.route, "https", self._lobby, proxied=True)
             server.runtime.spawn(server.runtime.loop.create_task(let_in(server.runtime, sock, visitor)))
         return True
 
-    def _plain(self) -> HttpVisitor:
-        return HttpVisitor(self._server.runtime, self._hosts.route, "http", self._lobby)
+    def _plain(self) -> Seeker:
+        return Seeker(self._server.runtime, self._hosts.route, "http", self._lobby)
 
-    def _secret(self) -> HttpVisitor:
+    def _secret(self) -> Seeker:
         return HttpsVisitor(self._server.runtime, self._hosts.route, self._lobby, self._shown.context)

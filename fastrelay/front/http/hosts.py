@@ -10,15 +10,14 @@ Other spellings are other hosts; names of other letters come in their xn-- form,
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 import ipaddress
 from hashlib import sha256
 from typing import Final
 
 from fastrelay.errors import Code, MessageError
-from fastrelay.front.http.messages import Request, values
+from fastrelay.front.http.logins import basic
+from fastrelay.front.http.messages import Request
 from fastrelay.front.http.own import Own
 from fastrelay.front.http.way import Way
 from fastrelay.roles.directory import Directory
@@ -27,7 +26,6 @@ from fastrelay.roles.sites import Site
 _PLAIN: Final[frozenset[bytes]] = frozenset()
 _LOGIN: Final = frozenset((b"authorization",))
 """What the relay has asked for is not passed on."""
-_BASIC: Final = b"basic "
 
 
 class Hosts:
@@ -90,11 +88,5 @@ def _unknown(host: str) -> MessageError:
 
 def _shows(request: Request, login: bytes) -> bool:
     """Whether a request has the user name and password of which this is the SHA-256 (RFC 7617)."""
-    shown = values(request.fields, b"authorization")
-    if len(shown) != 1 or shown[0][: len(_BASIC)].lower() != _BASIC:
-        return False
-    try:
-        pair = base64.b64decode(shown[0][len(_BASIC) :].strip(b" "), validate=True)
-    except binascii.Error:
-        return False
-    return hmac.compare_digest(sha256(pair).digest(), login)
+    pair = basic(request.fields)
+    return pair is not None and hmac.compare_digest(sha256(pair).digest(), login)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastrelay.errors import Code
 from fastrelay.net.edge import Edge
+
+if TYPE_CHECKING:
+    from fastrelay.mux.stream import Stream
+    from fastrelay.net.link import Link
+    from fastrelay.net.runtime import Runtime
 
 LINGER_TIME: Final = 5.0
 """Seconds for a visitor to take more of its last answer, and then to end its connection."""
@@ -14,8 +19,13 @@ LINGER_TIME: Final = 5.0
 class LingeringEdge(Edge):
     __slots__ = ("_extra",)
 
-    _extra: int
-    """Bytes in the backlog that the stream has not brought."""
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self._extra = 0  # bytes in the backlog that the stream has not brought
+
+    def join(self, stream: Stream, link: Link) -> None:
+        self._extra = 0 if self._backlog is None else len(self._backlog)
+        super().join(stream, link)
 
     def _emit(self, data: bytes | memoryview, taken: int) -> None:
         """Write what stands for so many bytes of the stream."""

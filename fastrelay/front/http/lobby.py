@@ -62,3 +62,7 @@ class Lobby:
     def retire(self) -> None:
         for guest in list(self._guests):
             guest.retire()
+
+    def evict(self) -> None:
+        for guest in list(self._guests):
+            guest.evict()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from fastrelay.errors import MessageError
 from fastrelay.front.http.pages import answer
-from fastrelay.front.http.visitor import HttpVisitor
+from fastrelay.front.http.seeker import Seeker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastrelay.net.runtime import Runtime
 
 
-class HttpsVisitor(HttpVisitor):
+class HttpsVisitor(Seeker):
     __slots__ = ("_decrypt", "_incoming", "_outgoing", "_shaken", "_tls", "_told")
 
     def __init__(self, runtime: Runtime, route: Route, lobby: Lobby, context: ssl.SSLContext) -> None:

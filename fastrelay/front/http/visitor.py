@@ -20,13 +20,14 @@ from fastrelay.front.http import heads
 from fastrelay.front.http.lingering import LingeringEdge
 from fastrelay.front.http.messages import Request, Requests, Response, Responses, values
 from fastrelay.front.http.pages import answer, failed
+from fastrelay.front.http.way import Behind, as_it_is
 from fastrelay.mux.stream import NOTHING
 from fastrelay.net.heads import last_address
 from fastrelay.wire import HEADER_SIZE
 
 if TYPE_CHECKING:
     from fastrelay.front.http.lobby import Lobby, Seat
-    from fastrelay.front.http.way import Backend, Route, Way
+    from fastrelay.front.http.way import Backend, Route, Tell, Way
     from fastrelay.net.runtime import Runtime
 
 HEAD_TIME: Final = 10.0
@@ -64,6 +65,7 @@ class HttpVisitor(LingeringEdge):
         "_method",
         "_moved",
         "_next",
+        "_patience",
         "_proxied",
         "_raw",
         "_refused",
@@ -72,6 +74,7 @@ class HttpVisitor(LingeringEdge):
         "_route",
         "_scheme",
         "_seat",
+        "_tell",
         "_visitor",
         "_waits",
     )
@@ -89,7 +92,9 @@ class HttpVisitor(LingeringEdge):
         self._asked: deque[_Asked] = deque()
         self._method = b""  # of the newest request
         self._answering = False  # the head of the oldest one's answer has been passed on
-        self._backend: Backend | None = None  # of the stream
+        self._backend: Backend | Behind | None = None  # of the stream
+        self._patience = ANSWER_TIME  # with it, for the newest request
+        self._tell: Tell = as_it_is  # in whose words a failure of it is told
         self._again: Way | None = None  # a request that may be sent once more
         self._next: Way | None = None  # a request that waits for those before it
         self._refused: MessageError | None = None  # what is said behind the last answer
@@ -98,7 +103,6 @@ class HttpVisitor(LingeringEdge):
         self._last = False  # no more requests are read
         self._raw = False  # another protocol has taken over
         self._visitor = self._address = ""
-        self._extra = 0
         self._due = _NEVER  # when patience ends
         self._moved = 0
 
@@ -225,25 +229,33 @@ class HttpVisitor(LingeringEdge):
             self._waits = True
         if not head.keep_alive and not self._requests.in_body:
             self._last = True
-        self._wait(ANSWER_TIME)
+        self._tell = way.tell
+        self._patience = way.time or ANSWER_TIME
+        self._wait(self._patience)
         raw = heads.request(head, self._visitor, self._scheme, host=way.host, without=way.without)
         if self.stream is not None and way.backend == self._backend:
             whole = not self._requests.in_body and not head.upgrade
             self._again = way if len(self._asked) == 1 and whole and head.method in _SAFE else None
+            self._moved = self.stream.moved + len(raw)
             self._push(raw)
             return
         self._again = None
         self._leave()
+        self._moved = 0
+        self._responses = Responses()
+        self._stash = raw
+        self._open(way)
+
+    def _open(self, way: Way) -> None:
+        """Get a stream for what is stashed. Raises MessageError."""
         backend = way.backend
+        assert not isinstance(backend, Behind)
         stream = backend.open(NOTHING, self._address)
         if stream is None:
             self._asked.pop()
             raise MessageError(503, "The service takes no more visitors now: try again in a moment.")
         self._backend = backend
         backend.users.add(self)
-        self._responses = Responses()
-        self._extra = 0 if self._backlog is None else len(self._backlog)
-        self._stash = raw
         self.join(stream, backend.link)
 
     def _push(self, data: bytes) -> None:
@@ -260,9 +272,9 @@ class HttpVisitor(LingeringEdge):
         self._stash = None
 
     def _part(self, code: Code) -> None:
-        if self._backend is not None:
-            self._backend.users.discard(self)
-            self._backend = None
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.users.discard(self)
         super()._part(code)
 
     def _read_on(self) -> None:
@@ -346,7 +358,7 @@ class HttpVisitor(LingeringEdge):
         if not asked.keep_alive or (self._last and not self._asked):
             self._finish()
             return
-        self._wait(ANSWER_TIME if self._asked else IDLE_TIME)
+        self._wait(self._patience if self._asked else IDLE_TIME)
         if self._idle and self.stream is not None and self.stream.session.going_away:
             self._leave()
         if not self._waits or (self._asked and self._next is not None):
@@ -355,6 +367,10 @@ class HttpVisitor(LingeringEdge):
         if self._next is not None:
             way, self._next = self._next, None
             self._route_again(way)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """What was read meanwhile has its turn."""
         behind, self._behind = self._behind, b""
         self._read(memoryview(behind))
         self.on_room()
@@ -409,7 +425,7 @@ class HttpVisitor(LingeringEdge):
             self._asked.clear()
             self._route_again(self._again)
         elif self._asked:
-            self._say(error)
+            self._say(self._tell(error))
         elif self._requests.in_body:
             self._finish()
         else:
@@ -445,6 +461,8 @@ class HttpVisitor(LingeringEdge):
             self._part(Code.CANCEL)
         self._leave()
         self._due = _NEVER
+        if self._failed:  # while there was no stream to tell
+            self._abort()
         self._end()
 
     # --- time ----------------------------------------------------------------------------------------------------------
@@ -464,14 +482,14 @@ class HttpVisitor(LingeringEdge):
         moved = 0 if self.stream is None else self.stream.moved
         if moved != self._moved and not self._idle:
             self._moved = moved
-            self._due = max(self._due, now + ANSWER_TIME)
+            self._due = max(self._due, now + self._patience)
         if now < self._due:
             self._later(self._due - now, self._time_over)
             return
         self._due = _NEVER
         if self._asked:
             self._part(Code.CANCEL)
-            self._say(MessageError(504, "The service did not answer in time."))
+            self._say(self._tell(MessageError(504, "The service did not answer in time.")))
         elif not self._requests.between:
             self._refuse(MessageError(408, "The request did not come in time."))
         else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from fastrelay.roles.sites import User
 
 if TYPE_CHECKING:
+    from fastrelay.errors import MessageError
     from fastrelay.front.http.messages import Request
     from fastrelay.mux.stream import Outlet, Stream
     from fastrelay.net.link import Link
@@ -28,14 +29,55 @@ class Backend(Protocol):
         """A stream to it, None when there can be none now. `visitor` is told to the target's side."""
 
 
+class Search(Protocol):
+    """For a stream. It tells what it has found, or that there is nothing, once; unless `cancel` comes first."""
+
+    def look(self) -> None: ...
+    def cancel(self) -> None: ...
+
+
+class Behind:
+    """A backend behind a client, which has to be found and to accept first."""
+
+    users: ClassVar[set[User]] = set()
+    """Nobody: it withdraws by ending."""
+
+    def search(
+        self, visitor: str, found: Callable[[Stream, Link], None], failed: Callable[[MessageError], None]
+    ) -> Search:
+        raise NotImplementedError
+
+
+class Raw(NamedTuple):
+    """What a visitor is told who asked for the stream itself: that it has it now, or that it sent something before it was told."""
+
+    switched: bytes
+    hasty: bytes
+
+
+Tell = Callable[["MessageError"], "MessageError"]
+"""Puts a failure in the words of a door."""
+
+
+def as_it_is(error: MessageError) -> MessageError:
+    return error
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
-    """The way of one request, and how its head is written: see `heads.request`."""
+    """The way of one request, and how its head is written: see `heads.request`. With `raw` nothing of it is passed on.
 
-    backend: Backend
+    `time` is for how many seconds the head of the answer is waited for, 0 for as long as for any. `tell` puts what goes wrong on the way in
+    the words of this door.
+    """
+
+    backend: Backend | Behind
     request: Request
     host: bytes = b""
     without: frozenset[bytes] = frozenset()
+    time: float = 0.0
+    tell: Tell = as_it_is
+    raw: Raw | None = None
 
 
 Route = Callable[["Request", str], Way]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from fastrelay.config import NAME
 from fastrelay.errors import MessageError
 from fastrelay.front.http import calls
-from fastrelay.front.http.calls import CLIENT_TIME, ClientCall, Destination, basic, client_call, destination, token
+from fastrelay.front.http.calls import CLIENT_TIME, ClientCall, Destination, client_call, destination
 from fastrelay.front.http.messages import Fields
 
 
@@ -181,36 +179,3 @@ def test_a_destination_that_is_missing() -> None:
     with pytest.raises(MessageError) as caught:
         destination(Fields([(b"X-Proxy-Destinations", b"http://x/")]))
     assert (caught.value.status, caught.value.text) == (526, "Missing X-PROXY-DESTINATION header")
-
-
-# --- who asks ----------------------------------------------------------------------------------------------------------
-
-
-def login(user: str, password: str) -> bytes:
-    return b"Basic " + base64.b64encode(f"{user}:{password}".encode())
-
-
-@given(st.text(st.characters(exclude_characters=":", codec="utf-8")), st.text())
-def test_user_and_password(user: str, password: str) -> None:
-    assert basic(Fields([(b"AUTHORIZATION", login(user, password))])) == (user, password)
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ([], ""),
-        ([(b"Authorization", b"Bearer fr1.a.b")], "fr1.a.b"),
-        ([(b"authorization", b"bearer  fr1.a.b ")], "fr1.a.b"),
-        ([(b"Authorization", login("any", "fr1.a.b"))], "fr1.a.b"),
-        ([(b"Authorization", login("", "a:b"))], "a:b"),
-        ([(b"Authorization", b"Bearer")], ""),
-        ([(b"Authorization", b"Digest fr1.a.b")], ""),
-        ([(b"Authorization", b"Basic !!!")], ""),
-        ([(b"Authorization", b"Basic " + base64.b64encode(b"no colon"))], ""),
-        ([(b"Authorization", b"Basic " + base64.b64encode(b"a:\xff"))], ""),
-        ([(b"Authorization", b"Bearer a"), (b"Authorization", b"Bearer a")], ""),
-        ([(b"Proxy-Authorization", b"Bearer a")], ""),
-    ],
-)
-def test_the_token_that_is_shown(fields: list[tuple[bytes, bytes]], text: str) -> None:
-    assert token(Fields(fields)) == text
