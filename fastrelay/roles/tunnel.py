@@ -148,6 +148,8 @@ class Tunnel:
         return stream
 
     def on_expose(self, request: wire.Expose) -> None:
+        if self.session.going_away:
+            return  # it is too late for an answer: the client asks the relay that it finds next
         answer, rule = self._expose(request)
         self.session.exposed(answer)
         if not answer.error:

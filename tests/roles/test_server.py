@@ -400,8 +400,11 @@ def test_drain_lets_streams_end(run: Run, tmp_path: Path) -> None:
             for closed in (port, bench.port):
                 with pytest.raises(ConnectionRefusedError):
                     await bench.visit(closed)
+            await peer.send(pair.expose(2), pair.data(number, b"too late"))
+            assert await local.read(8) == b"too late"
+            assert not any(tunnel.services for tunnel in bench.server._tunnels.values()), "no new port"
             await local.send(b"still")
-            assert await peer.data(number, 5) == b"still"
+            assert (await peer.frame(Kind.DATA, Kind.EXPOSED)).payload == b"still", "nor an answer"
             local.eof()
             await peer.half(number)
             assert not draining.done()
