@@ -127,6 +127,8 @@ class Line:
         """Read until the other side ends; how it did, "" when it did not in time."""
         deadline = time.monotonic() + timeout
         while not self.ended and (left := deadline - time.monotonic()) > 0:
+            if self.goaway is not None and isinstance(self.sock, ssl.SSLSocket):
+                self.half_close()  # under TLS the other side cannot end its half alone, and waits for ours
             self.read(left)
         return self.ended
 

@@ -14,12 +14,16 @@ import pytest
 
 from tests.attack import frames
 from tests.attack.client import attacker, public_port
-from tests.attack.conftest import Field
+from tests.attack.conftest import PLAIN, Field
 from tests.attack.frames import Code, Kind
 from tests.attack.line import Line, batches
 from tests.support.payload import Keystream
 from tests.support.peers import TIMEOUT, Pump, background, connect, hang_up, until
+from tests.support.processes import BEST
 
+pytestmark = pytest.mark.parametrize(
+    "field", [PLAIN, pytest.param(BEST, marks=pytest.mark.slow)], ids=repr, indirect=True, scope="module"
+)
 MEMORY = 24 * 1024
 """KiB that a relay may grow by while one client without visitors floods it."""
 SESSION = 20_000
@@ -90,7 +94,7 @@ def cut_off(line: Line, words: Iterable[bytes], row: str, *, deaf: bool) -> tupl
 def enemy(field: Field) -> Iterator[Callable[[], Line]]:
     """Makes sessions of an attacker, one after the other."""
     with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(attacker(field.address, field.token))
+        yield lambda: stack.enter_context(attacker(field.address, field.token, tls=field.server.way.tls))
 
 
 def figures(long: int) -> int:
