@@ -17,6 +17,7 @@ from tests.attack.client import attacker, public_port
 from tests.attack.conftest import PLAIN, Field
 from tests.attack.frames import Code, Kind
 from tests.attack.line import Line, batches
+from tests.attack.neighbours import PRIVATE
 from tests.support.payload import Keystream
 from tests.support.peers import TIMEOUT, Pump, background, connect, hang_up, until
 from tests.support.processes import BEST
@@ -145,7 +146,7 @@ def test_open_is_cut_off(
                 start = time.monotonic()
                 out, last = cut_off(line, words(line), "OPEN by a client", deaf=deaf)
                 stood = (last + 1) // 2
-                assert 1000 <= stood <= 1000 + math.ceil(200 * (time.monotonic() - start))
+                assert 4000 <= stood <= 4000 + math.ceil(2000 * (time.monotonic() - start))
                 assert line.resets == {Code.NO_SERVICE: stood}, "each of them is answered, and none twice"
                 sent += out
                 taken += stood
@@ -156,6 +157,56 @@ def test_open_is_cut_off(
 
 
 # --- frames that nobody charges -----------------------------------------------------------------------------------------
+
+
+def visit(number: int, name: str) -> bytes:
+    return frames.open_(mine(number), frames.field(2, name.encode()))
+
+
+def visits_that_hang(line: Line) -> Iterator[bytes]:
+    """To a private service of its own, which it never answers for."""
+    line.send(frames.expose(1, name="hole", kind="private"))
+    assert b"error" not in line.frame(Kind.EXPOSED).payload
+    return (visit(number, "hole") for number in itertools.count())
+
+
+def visits_reset_at_once(line: Line) -> Iterator[bytes]:
+    """To the neighbours' private service: each is a dial of theirs."""
+    return (visit(number, PRIVATE) + frames.reset(mine(number)) for number in itertools.count())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deaf", [False, True], ids=["reads", "deaf"])
+@pytest.mark.parametrize(
+    ("words", "row", "burst", "rate"),
+    [
+        (visits_that_hang, "OPEN by a client", 4000, 2000),
+        (visits_reset_at_once, "RESET by a client before ACCEPT", 2000, 500),
+    ],
+    ids=["hanging visits", "rapid reset of visits"],
+)
+def test_visits_are_cut_off(
+    field: Field,
+    enemy: Callable[[], Line],
+    long: int,
+    words: Callable[[Line], Iterator[bytes]],
+    row: str,
+    burst: int,
+    rate: int,
+    deaf: bool,
+) -> None:
+    taken = 0
+    with field.neighbours.watch() as seen:
+        for _ in range(figures(long)):
+            with enemy() as line:
+                flood = words(line)
+                start = time.monotonic()
+                _, last = cut_off(line, flood, row, deaf=deaf)
+                stood = (last + 1) // 2
+                assert burst <= stood <= burst + 1 + math.ceil(rate * (time.monotonic() - start))
+                taken += stood
+    print(f"\n{row}, {'deaf' if deaf else 'reading'}: {taken} taken in {figures(long)} sessions; {seen}")
+    assert seen.gained <= 4 * MEMORY, "two streams for each visit"
 
 
 def tiny_data(line: Line, number: int) -> Iterator[list[bytes]]:
@@ -247,7 +298,7 @@ class Drain:
 def test_data_nobody_reads_ends_with_the_credit(field: Field, enemy: Callable[[], Line]) -> None:
     """A stream that the relay has refused takes the early data that were promised, to the byte, in frames of one."""
     with enemy() as line:
-        line.send(frames.open_(mine(0)) + frames.data(mine(0), b"x") * 65_536)
+        line.send(frames.open_(mine(0)) + frames.data(mine(0), b"x") * 16_384)
         assert line.alive()
         line.send(frames.data(mine(0), b"x"))
         line.to_end()
