@@ -210,6 +210,22 @@ def test_expose(spec: str, name: str, port: int, target: str) -> None:
     assert (exposure.name, exposure.port, str(exposure.target)) == (name, port, target)
 
 
+@pytest.mark.parametrize(
+    ("spec", "name", "target"),
+    [
+        ("db=private://5432", "db", "localhost:5432"),
+        ("private://5432", "tcp-5432", "localhost:5432"),
+        ("db=PRIVATE://10.0.0.5:5432", "db", "10.0.0.5:5432"),
+        ("db=private://[::1]:5432", "db", "[::1]:5432"),
+        ("db=private://unix:/run/db", "db", "unix:/run/db"),
+    ],
+)
+def test_expose_in_private(spec: str, name: str, target: str) -> None:
+    exposure = parse_expose(spec)
+    assert (exposure.name, exposure.kind, exposure.port, str(exposure.target)) == (name, "private", 0, target)
+    assert parse_expose(str(exposure)) == exposure
+
+
 def test_target_of_a_unix_socket() -> None:
     assert parse_expose("unix:/run/x.sock").target == Target("", 0, "/run/x.sock")
     assert parse_expose("22").target == Target("localhost", 22)

@@ -237,6 +237,25 @@ def test_the_sentences_for_names() -> None:
     assert answer.text == "the token 'home' is for no clients at all, not 'office'; use a token for 'office'"
 
 
+def test_what_a_token_reaches() -> None:
+    """(service, label of the token with which its client came) -> the rule that says no."""
+    some = key(reach=["db", "web*"])
+    assert [rule(some.refuse_reach(name, "lab")) for name in ("db", "web", "web2")] == ["", "", ""]
+    assert rule(some.refuse_reach("dbx", "lab")) == rule(some.refuse_reach("own", "home")) == "reach"
+    own = key(reach=["own", "db"])
+    assert rule(own.refuse_reach("db", "lab")) == rule(own.refuse_reach("x", "home")) == ""
+    unseen = [own.refuse_reach("x", label) for label in ("lab", "")]
+    assert rule(unseen[0]) == "own" and unseen[0] == unseen[1], "whether another's is there cannot be told"
+    none = key()
+    assert rule(none.refuse_reach("db", "home")) == rule(none.refuse_visits()) == "reach"
+    assert some.refuse_visits() is None and own.refuse_visits() is None
+
+
+@pytest.mark.parametrize("name", ["", "DB", "db\n", "a" * 64, "*", "home/10.0.0.5:22"])
+def test_what_is_no_name_is_not_reached(name: str) -> None:
+    assert key(reach=["*"]).refuse_reach(name, "lab") is not None
+
+
 def test_a_long_grant_is_refused_in_a_short_sentence() -> None:
     many = key(names=["a" * 60 + f"{n:03}" for n in range(500)], ports=",".join(map(str, range(20_000, 22_000, 2))))
     answers = [many.refuse_name("b" * 63), many.ports(PortRange(1, 2), 7443).refusal(30_000)]

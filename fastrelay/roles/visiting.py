@@ -19,8 +19,8 @@ _COMPLAIN_EVERY = 1.0
 _BURST = DEFAULTS.flood_open[0] // 2
 _RATE = DEFAULTS.flood_open[1] * 3 // 4
 """Streams at once and a second: well below what ends the session. Beyond that local visitors wait at their doors."""
-_PAUSE = 0.5
-"""Seconds for which they wait then."""
+_MOST = DEFAULTS.flood_open[0] * 7 // 8
+"""At once, of those who were let in before the doors were shut as well; beyond that they are reset."""
 _MOST_LISTED = 1 << 16
 
 
@@ -83,6 +83,12 @@ class Visiting:
         session, link = self._session, self._link
         if session is None or link is None:
             return None
+        self._spend(0)
+        if self._spent >= _MOST:
+            self._complaints.say(
+                "crowd", "target.failed", f"Too many visitors came at once: some of {target} were reset.", target=target
+            )
+            return None
         stream = session.open(outlet, 0, visitor, target)
         if stream is None:
             if not session.going_away:
@@ -92,7 +98,7 @@ class Visiting:
         if self._spent > _BURST and self._paused is None:
             for door in self._doors:
                 door.pause()
-            self._paused = self.runtime.loop.call_later(_PAUSE, self._go_on)
+            self._wait()
         return stream, link
 
     def pause(self) -> float:
@@ -105,8 +111,16 @@ class Visiting:
         self._spent = max(0.0, self._spent - (now - self._spent_at) * _RATE) + streams
         self._spent_at = now
 
+    def _wait(self) -> None:
+        """Until half of the burst is there again: a door that opens lets in many at once."""
+        self._paused = self.runtime.loop.call_later((self._spent - _BURST / 2) / _RATE, self._go_on)
+
     def _go_on(self) -> None:
         self._paused = None
+        self._spend(0)
+        if self._spent > _BURST:  # some were still on their way in
+            self._wait()
+            return
         for door in self._doors:
             door.open()
 
@@ -116,13 +130,14 @@ class Visiting:
     # --- what there is to reach ----------------------------------------------------------------------------------------
 
     async def listing(self) -> list[wire.Listing]:
-        """What this client may reach, by name; one at a time may ask. Raises StartError when the tunnel is lost meanwhile."""
+        """What this client may reach, by name. Raises StartError when the tunnel is lost meanwhile."""
         if self._session is None:
             raise StartError(f"There is no tunnel to {self._relay}.")
-        self._listings = []
-        self._listed = self.runtime.loop.create_future()
-        self._session.ask()
-        return await self._listed
+        if self._listed is None:  # else somebody has just asked
+            self._listings = []
+            self._listed = self.runtime.loop.create_future()
+            self._session.ask()
+        return await asyncio.shield(self._listed)
 
     def on_listed(self, answer: wire.Listed) -> None:
         if self._listed is None:

@@ -30,6 +30,8 @@ class Kind(enum.IntEnum):
     WELCOME = 0x12
     EXPOSE = 0x13
     EXPOSED = 0x14
+    LIST = 0x15
+    LISTED = 0x16
     UNKNOWN = 0x80
 
 

@@ -247,6 +247,8 @@ SILLY = {
     "not UTF-8": frames.frame(Kind.EXPOSED, 0, b'{"service":1,"error":"\xff"}'),
     "half a surrogate": frames.frame(Kind.EXPOSED, 0, b'{"service":1,"error":"x","text":"\\ud800"}'),
     "deep": frames.frame(Kind.EXPOSED, 0, b'{"service":' + b"[" * 4000),
+    "LIST": frames.said(Kind.LIST),
+    "LISTED": frames.said(Kind.LISTED, services=[], more=False),
     "EXPOSE": frames.expose(1),
     "HELLO again": frames.said(Kind.HELLO, version=1),
     "WELCOME again": frames.said(Kind.WELCOME, proof="", session=""),

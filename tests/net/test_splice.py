@@ -14,7 +14,7 @@ from fastrelay import wire
 from fastrelay.errors import Code
 from fastrelay.mux.stream import Recv, Stream
 from fastrelay.net import splice as splice_module
-from fastrelay.net.splice import splice
+from fastrelay.net.splice import Witness, splice
 from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.support import pair
@@ -27,7 +27,7 @@ FIRST = 1  # the id of the stream that the peer of `near` opens
 
 @contextlib.asynccontextmanager
 async def spliced(
-    *, accept: int | None = MUCH, limit: int = MUCH, early: int = 0
+    *, accept: int | None = MUCH, limit: int = MUCH, early: int = 0, witness: Witness | None = None
 ) -> AsyncIterator[tuple[Bench, Stream, Bench, Stream]]:
     """A visitor's tunnel `near`, whose peer opened a stream, and a provider's `far`, to which the relay opened one; joined.
 
@@ -39,7 +39,8 @@ async def spliced(
         await near.peer.send(pair.open_(FIRST, limit))
         await until(lambda: streams, "OPEN has arrived")
         there = far.open()
-        splice(near.runtime, streams[0], near.link, there, far.link)
+        more = () if witness is None else (witness,)
+        splice(near.runtime, streams[0], near.link, there, far.link, *more)
         assert (await far.peer.frame(Kind.OPEN)).stream == there.id
         if accept is not None:
             await far.peer.send(pair.accept(there.id, accept))
@@ -259,5 +260,63 @@ def test_any_sizes_in_any_order(run: Run, seed: int) -> None:
             )
             await over(here, there)
             assert here.recv is Recv.ENDED and there.recv is Recv.ENDED
+
+    run(main())
+
+
+class Told:
+    """A witness: what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def on_accept(self) -> None:
+        self.heard.append("accept")
+
+    def on_over(self, first: Stream | None, code: Code | None) -> None:
+        self.heard.append((first, code))
+
+
+@pytest.mark.parametrize("how", ["ends", "near reset", "far reset", "near lost", "far lost", "stop", "late reset"])
+def test_a_witness_is_told_once(run: Run, how: str) -> None:
+    async def main() -> None:
+        told = Told()
+        async with spliced(accept=4, limit=MUCH, witness=told) as (near, here, far, there):
+            assert told.heard == ["accept"]
+            expected: tuple[Stream | None, Code | None] = (None, Code.NO_ERROR)
+            if how == "near lost":
+                near.link.abort(ConnectionAbortedError("cut"))
+                expected = (here, None)
+            elif how == "far lost":
+                far.link.abort(ConnectionAbortedError("cut"))
+                expected = (there, None)
+            elif how == "near reset":
+                await near.peer.send(pair.reset(FIRST))
+                expected = (here, Code.CONNECTION_RESET)
+            elif how == "far reset":
+                await far.peer.send(pair.reset(there.id, Code.TIMEOUT))
+                expected = (there, Code.TIMEOUT)
+            elif how == "late reset":  # the first had something to say still when the second was reset
+                await near.peer.send(pair.data(FIRST, b"last words"), pair.reset(FIRST, Code.CANCEL))
+                assert await far.peer.data(there.id, 4) == b"last"
+                await until(lambda: here.recv is Recv.RESET, "the first reset has arrived")
+                await far.peer.send(pair.reset(there.id, Code.REFUSED))
+                expected = (here, Code.CANCEL)
+            else:
+                if how == "stop":
+                    await near.peer.send(pair.stop(FIRST))
+                    await far.peer.frame(Kind.STOP)
+                    await far.peer.send(pair.trunc(there.id))
+                else:
+                    await far.peer.send(pair.fin(there.id, b"answer"))
+                    await near.peer.half(FIRST)
+                assert told.heard == ["accept"], "one direction goes on"
+                await near.peer.send(pair.fin(FIRST, b"bye"))
+            await until(lambda: len(told.heard) > 1, "the end is told")
+            await turns()
+            assert told.heard == ["accept", expected]
+            for bench, stream in ((near, here), (far, there)):
+                if not bench.closed and not stream.ended:
+                    await bench.peer.send(pair.reset(stream.id))
 
     run(main())

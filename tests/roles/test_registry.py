@@ -258,6 +258,62 @@ def test_nobody_ever_has_what_is_anothers(script: list[tuple[str, ...]]) -> None
         assert set(reg._owner) == set(given_out)
 
 
+# --- private services -------------------------------------------------------------------------------------------------------
+
+
+def test_a_private_service_has_one_owner_and_stays_its_own() -> None:
+    reg = registry()
+    session = claim(reg, "a")
+    claim(reg, "b")
+    assert not reg.offer_name("a", "db", 0.0).error
+    reg.grant_name("a", "db", "first")
+    assert reg.owner("db") == ("a", "first")
+    assert not reg.offer_name("a", "db", 1.0).error and reg.offer_name("b", "db", 1.0).error == "name-taken"
+    reg.release("a", session, 10.0)
+    assert reg.offer_name("b", "db", 10.0 + DAY).error == "name-reserved"
+    again = Registry(reg.reservations(10.0))
+    claim(again, "b", now=11.0)
+    assert again.offer_name("b", "db", 11.0).error == "name-reserved", "a restart forgets nothing"
+    assert again.owner("db") == ("a", "first")
+    assert not reg.offer_name("b", "db", 11.0 + DAY).error
+    assert reg.owner("db") == ("", "") and not reg.named()
+
+
+def test_of_a_client_the_last_private_services_are_kept() -> None:
+    reg = registry()
+    claim(reg, "a")
+    for number in range(MAX_SERVICES + 1):
+        reg.grant_name("a", f"s{number}", "first")
+    assert reg.owner("s0") == ("", "") and len(reg.named()) == MAX_SERVICES
+    reg.grant_name("a", "s1", "first")
+    reg.grant_name("a", "new", "first")
+    assert reg.owner("s1") == ("a", "first") and reg.owner("s2") == ("", ""), (
+        "the one that was asked for longest ago goes"
+    )
+
+
+def test_so_many_private_services_are_kept_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_MOST_NAMED", 2)
+    reg = registry()
+    claim(reg, "a")
+    claim(reg, "b")
+    reg.grant_name("a", "x", "first")
+    reg.grant_name("a", "y", "first")
+    assert reg.offer_name("b", "z", 0.0).error == "limit", "and nobody loses one for it"
+    assert not reg.offer_name("a", "x", 0.0).error
+
+
+def test_a_client_with_a_private_service_is_not_among_those_that_had_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_MOST_IDLE", 1)
+    reg = registry()
+    first = claim(reg, "a")
+    reg.grant_name("a", "db", "first")
+    reg.release("a", first, 1.0)
+    for name in ("b", "c", "d"):
+        reg.release(name, claim(reg, name), 2.0)
+    assert set(reg.reservations(3.0)) == {"a", "d"}
+
+
 # --- pools ------------------------------------------------------------------------------------------------------------------
 
 WEB = pool_owner("first", "web")

@@ -256,6 +256,7 @@ def test_reservations(path: Path) -> None:
     kept = {
         "home": Reservation("inst-1", 1_700_000_000.25, {"tcp-22": 20022, "web": 20080}),
         "work": Reservation("inst-2", 0.0, {}),
+        "lab": Reservation("inst-3", 5.0, {}, {"db": "first"}),
     }
     state.save_reservations(kept)
     assert state.reservations() == kept

@@ -14,6 +14,9 @@ import pytest
 
 from fastrelay import wire
 from fastrelay.limits import Limits
+from fastrelay.mux.stream import NOTHING
+from fastrelay.net import door
+from fastrelay.roles import visiting
 from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.roles.test_server import RelayBench, relay
@@ -255,6 +258,23 @@ def test_1000_visitors_at_once_each_meet_their_own_stream(run: Run, tmp_path: Pa
     run(main())
 
 
+@pytest.mark.parametrize("loop_kind", ["asyncio"])
+def test_more_than_the_relay_takes_are_reset_one_by_one(run: Run, tmp_path: Path) -> None:
+    """The session, and whoever is here, does not pay for a crowd that no door holds back."""
+
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench, caller(tmp_path / "c", bench.port, bench.token.text()) as at:
+            peer = await provider(bench)
+            opened = [at.caller.visiting.open(NOTHING, "db", "") for _ in range(6000)]
+            taken = sum(one is not None for one in opened)
+            assert 3500 <= taken < 4000
+            for _ in range(taken):
+                await peer.frame(Kind.OPEN)
+            assert at.stood == 1 and not at.running.done()
+
+    run(main())
+
+
 def test_a_relay_that_is_gone_resets_visitors_and_comes_back(run: Run, tmp_path: Path) -> None:
     """There neither side connects again by itself."""
 
@@ -273,3 +293,35 @@ def test_a_relay_that_is_gone_resets_visitors_and_comes_back(run: Run, tmp_path:
             assert await local.to_end() == (b"back", End.EOF)
 
     run(main())
+
+
+@pytest.mark.parametrize("loop_kind", ["uvloop"])
+def test_a_crowd_waits_at_the_local_port_instead_of_flooding_the_relay(run: Run, tmp_path: Path) -> None:
+    """Many more at once than a client may open (here a few hundred): all are served, the session stands."""
+    burst = 150
+
+    async def main() -> None:
+        async with (
+            relay(tmp_path / "r", Limits(flood_open=(2 * burst, 10 * burst))) as bench,
+            caller(tmp_path / "c", bench.port, bench.token.text()) as at,
+        ):
+            peer = await provider(bench)
+
+            async def serve() -> None:
+                while True:
+                    stream = (await peer.frame(Kind.OPEN)).stream
+                    await peer.send(pair.accept(stream), pair.fin(stream, b"served"))
+
+            serving = asyncio.ensure_future(serve())
+            visitors = await asyncio.gather(*(at.visit() for _ in range(4 * burst)))
+            for one in visitors:
+                one.eof()
+            answers = await asyncio.gather(*(one.to_end() for one in visitors))
+            serving.cancel()
+            assert set(answers) == {(b"served", End.EOF)} and at.stood == 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(visiting, "_BURST", burst)
+        patch.setattr(visiting, "_RATE", burst * 15 // 2)
+        patch.setattr(door, "_TAKEN_PER_TURN", burst // 3)
+        run(main())
