@@ -183,12 +183,18 @@ class Tunnel(_Reaching):
         return self._tunnel.is_up
 
     def expose(
-        self, target: int | str, *, name: str | None = None, port: int | None = None, visitors: Iterable[str] = ()
+        self,
+        target: int | str,
+        *,
+        name: str | None = None,
+        port: int | None = None,
+        visitors: Iterable[str] = (),
+        pool: bool = False,
     ) -> Service:
         """Let visitors reach a local service."""
 
         async def expose() -> api.Service:
-            return await self._tunnel.expose(target, name=name, port=port, visitors=visitors)
+            return await self._tunnel.expose(target, name=name, port=port, visitors=visitors, pool=pool)
 
         return Service(self._thread, self._thread.call(expose))
 

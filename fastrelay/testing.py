@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,15 +30,21 @@ def fastrelay_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield server
 
 
+@pytest.fixture(scope="session")
+def _fastrelay_client(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """One name and one installation for all tests of the session: a relay keeps the ports of each name for a while."""
+    return f"pytest-{uuid.uuid4().hex[:12]}", tmp_path_factory.mktemp("fastrelay-client")
+
+
 @pytest.fixture
-def fastrelay_tunnel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
-    """A tunnel for this test, under a name of its own."""
+def fastrelay_tunnel(request: pytest.FixtureRequest, _fastrelay_client: tuple[str, Path]) -> Iterator[Tunnel]:
+    """A tunnel for this test."""
     from fastrelay import sync
 
     relay, token = os.environ.get("FASTRELAY_RELAY", ""), os.environ.get("FASTRELAY_TOKEN", "")
     if not (relay and token):
         server: Server = request.getfixturevalue("fastrelay_server")
         relay, token = server.url, server.token
-    state = tmp_path_factory.mktemp("fastrelay-client")
-    with sync.connect(relay, token=token, name=f"pytest-{uuid.uuid4().hex[:12]}", state=state, drain=0) as tunnel:
+    name, state = _fastrelay_client
+    with sync.connect(relay, token=token, name=name, state=state, drain=0) as tunnel:
         yield tunnel

@@ -61,6 +61,7 @@ class Embedded(Client):
         """Done when the first tunnel stands, or has the exception that says why none does."""
         self._answers: dict[int, asyncio.Future[None]] = {}
         self._accepts: dict[int, Accept] = {}
+        self._dropped: dict[int, Exposure] = {}  # which the relay keeps until the session ends
         self._number = 0  # of the newest service
         self.visiting = Visiting(self.runtime, config.relay.url)
         self._own: WeakSet[StreamTransport] = WeakSet()  # connections that this program has opened
@@ -77,10 +78,14 @@ class Embedded(Client):
 
         Raises ExposeError, and UnreachableError when the tunnel ends for good before there is an answer.
         """
+        number = self._kept(exposure)
+        if number:
+            del self._dropped[number]
+            self._serve(number, exposure)
+            self._take(number, exposure, accept)
+            return number
         self._number = number = self._number + 1
-        self._exposures[number] = exposure
-        if accept is not None:
-            self._accepts[number] = accept
+        self._take(number, exposure, accept)
         answer = self._answers[number] = self.runtime.loop.create_future()
         if self._session is not None:
             self._ask(self._session, number, exposure)
@@ -93,14 +98,29 @@ class Embedded(Client):
             del self._answers[number]
         return number
 
+    def _take(self, number: int, exposure: Exposure, accept: Accept | None) -> None:
+        self._exposures[number] = exposure
+        if accept is not None:
+            self._accepts[number] = accept
+
+    def _kept(self, exposure: Exposure) -> int:
+        """The number of a service that was dropped and that the relay keeps for us, if it is the same to visitors; 0 if there is none."""
+        for number, old in self._dropped.items():
+            ports = (0, old.port, self._addresses[number].port)
+            if exposure.port in ports and _to_visitors(exposure) == _to_visitors(old):
+                return number
+        return 0
+
     def where(self, number: int) -> Public:
         """What visitors of a service use, as the relay has told last."""
         return self._addresses[number]
 
     def drop(self, number: int) -> None:
         """Serve it no more: its visitors are refused from now on, those who are here go on."""
-        self._exposures.pop(number, None)
+        exposure = self._exposures.pop(number, None)
         self._accepts.pop(number, None)
+        if exposure is not None and number in self._served:
+            self._dropped[number] = exposure
 
     def give_up(self, error: Exception) -> None:
         """The tunnel has ended for good: nobody waits for an answer any more."""
@@ -157,8 +177,8 @@ class Embedded(Client):
 
     def on_open(self, stream: Stream, request: wire.Open) -> None:
         link, accept = self._link, self._accepts.get(request.service)
-        if request.service not in self._exposures and request.service in self._served:
-            stream.reset(Code.NO_SERVICE)  # we serve it no more, and the relay does not know
+        if request.service in self._dropped:
+            stream.reset(Code.NO_SERVICE)
         elif link is None or accept is None or request.service not in self._served:
             super().on_open(stream, request)
         elif self.runtime.full or self.runtime.edges >= self.runtime.budget:
@@ -168,6 +188,7 @@ class Embedded(Client):
             accept(stream, link, request)
 
     def _stands(self, session: Session) -> None:
+        self._dropped.clear()
         super()._stands(session)
         assert self._link is not None
         self.visiting.stands(session, self._link)
@@ -201,6 +222,11 @@ class Embedded(Client):
         if not self._once:
             raise UnreachableError(self._explain(self._lost))
         await super()._wait()
+
+
+def _to_visitors(exposure: Exposure) -> tuple[object, ...]:
+    """What of a service visitors can tell, besides its port."""
+    return exposure.name, exposure.kind, exposure.visitors, exposure.pool, exposure.login
 
 
 def _precise(error: StartError, cause: Exception | None) -> StartError:

@@ -130,11 +130,12 @@ class Tunnel(Reaching):
         name: str | None = None,
         port: int | None = None,
         visitors: Iterable[str] = (),
+        pool: bool = False,
     ) -> Making[Service]:
         """Let visitors reach a local service: a port, or a SPEC of `fastrelay client --expose`, such as `ssh=20022:192.168.1.7:22`.
 
         `name` and `port`, the public one, count instead of those of the SPEC; `visitors` are networks that may come, everybody if there are
-        none. `await` it, or `async with` it to end it with the block. Raises ExposeError, UsageError, UnreachableError.
+        none. With `pool` it is shared with other clients of the same token. `await` it, or `async with` it to end it with the block. Raises ExposeError, UsageError, UnreachableError.
         """
 
         async def make() -> Service:
@@ -143,6 +144,8 @@ class Tunnel(Reaching):
                 exposure = replace(exposure, name=name)
             if port is not None:
                 exposure = replace(exposure, port=port)
+            if pool:
+                exposure = replace(exposure, pool=True)
             return await self._serve(exposure, visitors, None)
 
         return Making(make)
@@ -310,7 +313,10 @@ class Service:
         return self._client.where(self._number).url
 
     def close(self) -> None:
-        """Refuse visitors from now on; those who are here go on. May be called again."""
+        """Refuse visitors from now on; those who are here go on. May be called again.
+
+        The relay keeps name and port for this tunnel as long as it lasts: what is exposed again in the same way gets them back.
+        """
         self._client.drop(self._number)
 
     async def __aenter__(self) -> Self:

@@ -234,7 +234,7 @@ class Client(Uplink):
         if refusal := _refusal(exposure, answer):
             self._not_exposed(answer, exposure, f"The relay does not expose {exposure.name}: {refusal}.")
             return
-        self._served[answer.service] = _Way(exposure.target, self._resolver, self._dials, exposure.name, exposure.proxy)
+        self._serve(answer.service, exposure)
         public = self._public(exposure, answer)
         log.info(
             "tunnel.ready",
@@ -252,6 +252,10 @@ class Client(Uplink):
         if exposure.kind == "tcp":
             return Public(f"tcp://{join_host(self._host, answer.port)}", self._host, answer.port)
         return parse_public(answer.url) if answer.url else Public(f"fastrelay://{exposure.name}", self._host)
+
+    def _serve(self, number: int, exposure: Exposure) -> None:
+        """Streams for this service are dialled from now on."""
+        self._served[number] = _Way(exposure.target, self._resolver, self._dials, exposure.name, exposure.proxy)
 
     def _not_exposed(self, answer: wire.Exposed, exposure: Exposure, text: str) -> None:
         if answer.service in self._addresses:

@@ -148,6 +148,41 @@ def test_a_factory_or_handler_that_fails_resets_its_visitor_only(run: Run, tmp_p
     run(main())
 
 
+def test_what_is_exposed_again_gets_its_name_and_port_back(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        async with joined(tmp_path) as (_, home), local(echo) as port:
+            first = await home.listen("web", deaf, kind="tcp")
+            assert await visit(first.host, first.port, b"hello") == b""
+            first.close()
+            with pytest.raises(ConnectionResetError):
+                await visit(first.host, first.port, b"hello")
+            async with home.expose(port, name="web") as second:
+                assert second.port == first.port
+                assert await visit(second.host, second.port, b"hello") == b"hello"
+            async with home.expose(port, name="web", port=first.port) as third:
+                assert await visit(third.host, third.port, b"hello") == b"hello"
+            with pytest.raises(ExposeError) as raised:  # it would be another one to visitors
+                await home.listen("web", echo)
+            assert raised.value.error == "name-taken"
+
+    run(main())
+
+
+def test_a_pool(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with relay(tmp_path) as server, local(echo) as port:
+            async with tunnel(server, tmp_path, "one") as one, tunnel(server, tmp_path, "two") as two:
+                services = [await each.expose(port, name="web", pool=True) for each in (one, two)]
+                assert services[0].port == services[1].port
+                await one.aclose()
+                assert await visit(services[1].host, services[1].port, b"hello") == b"hello"
+
+    run(main())
+
+
 # --- errors --------------------------------------------------------------------------------------------------------------
 
 
