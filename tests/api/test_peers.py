@@ -150,7 +150,7 @@ def test_tls_to_the_target(run: Run, tmp_path: Path) -> None:
         authority = Authority(tmp_path / "ca")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*authority.issue("target", host=LOCALHOST))
-        trusting = ssl.create_default_context(cafile=str(authority.path))
+        trusting = authority.trusting()
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write((await reader.readexactly(5)).upper())

@@ -870,7 +870,7 @@ def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     authority = Authority(tmp_path)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(*authority.issue("target", host="127.0.0.1"))
-    return ssl.create_default_context(cafile=str(authority.path)), server
+    return authority.trusting(), server
 
 
 def test_tls_goes_over_it(run: Run, contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
