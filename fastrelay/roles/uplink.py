@@ -299,8 +299,13 @@ class Uplink:
     def on_closed(self, link: Link, error: Exception | None) -> None:
         if link is not self._link:
             return  # the try that it belonged to was given up before it ended
-        if isinstance(error, ProtocolError) and not isinstance(error, RefusedError) and link.first_bytes[:1] == b"\x15":
-            error = ConnectionAbortedError("it speaks TLS, and this client does not; use tls:// for it")
+        if isinstance(error, ProtocolError) and not isinstance(error, (RefusedError, HandshakeError)):
+            if link.first_bytes[:1] == b"\x15":
+                error = ConnectionAbortedError("it speaks TLS, and this client does not; use tls:// for it")
+            elif link.first_bytes[:5] == b"HTTP/":
+                error = ConnectionAbortedError(
+                    "it answers in HTTP; for a relay behind that use wss://, on this machine ws://"
+                )
         if self._session is not None:
             cause = log.cause(error)
             log.note(
@@ -363,6 +368,11 @@ class Uplink:
         url = self.config.relay.url
         if isinstance(error, PinError):
             return str(error)
+        if isinstance(error, ssl.SSLCertVerificationError) and self.config.behind_proxy:
+            return (
+                f"The certificate of {url} is not trusted here ({error.verify_message}), so nothing was sent: behind a proxy a CA must vouch "
+                "for it that this machine knows; without one leave out --behind-proxy."
+            )
         if isinstance(error, ssl.SSLCertVerificationError):
             return (
                 f"The certificate of {url} is not trusted here ({error.verify_message}), so nothing was sent: use the token with a pin "
@@ -378,6 +388,8 @@ class Uplink:
             return f"Cannot connect to {url}: {error}."
         if isinstance(error, HandshakeError):
             return f"{url} does not take tunnels: {error.text}."
+        if isinstance(error, ssl.SSLError) and "no_application_protocol" in str(error).lower().replace(" ", "_"):
+            return f"{url} is no port for tunnels: it takes HTTP; for a relay behind that use wss://."
         if isinstance(error, ssl.SSLError):
             return f"{url} does not speak TLS 1.3 as a relay does ({(error.reason or str(error)).replace('_', ' ').lower()})."
         if self._once and (error is None or isinstance(error, ConnectionError)):

@@ -146,7 +146,14 @@ def test_who_does_not_say_that_there_is_a_proxy(front: tuple[Server, str, Path],
         assert "if a proxy such as a CDN ends TLS there, say so with --behind-proxy" in client.stderr
     with Client(url, server.token(), tmp_path / "c", "--behind-proxy", expose=["22"], name="distrust") as client:
         assert client.wait() == 3
-        assert "is not trusted here" in client.stderr
+        assert "is not trusted here" in client.stderr and "behind a proxy a CA must vouch for it" in client.stderr
+    direct = f"tcp://127.0.0.1:{server.address[1]}"
+    for relay, words in (
+        (url.replace("wss", "tls").replace("/tunnels", ""), "it takes HTTP"),
+        (direct, "it answers in HTTP"),
+    ):
+        with Client(relay, server.token(), tmp_path / "d", expose=["22"], trust=trust) as client:
+            client.logs("tunnel.retry", f"{words}; for a relay behind that use wss://")
 
 
 @pytest.mark.slow
