@@ -89,8 +89,6 @@ class Exposure:
                 f"The service {self.name!r} cannot have this name, which is to be a part of a host name: use a-z 0-9 and -, and begin and end "
                 "with a letter or digit, such as my-web."
             )
-        if self.pool and self.kind == "http":
-            raise UsageError(f"The service {self.name!r} is http and cannot be a pool: leave out --pool {self.name}.")
         if self.login and self.kind != "http":
             raise UsageError(
                 f"The service {self.name!r} is {self.kind}, and only HTTP services ask for a password: leave --auth out, or write it as "

@@ -35,6 +35,11 @@ class Directory:
             return service
         return Code.AWAY if self._registry.owner(name)[0] else Code.NO_SERVICE
 
+    def pool(self, name: str) -> Pool | None:
+        """The pool of this name, if it is one, and one of its clients is here."""
+        found = self._services.get(name)
+        return found if isinstance(found, Pool) else None
+
     def client(self, name: str) -> Tunnel | Code:
         """The client of this name, AWAY where it is not here, or NO_SERVICE."""
         tunnel = self._registry.session(name)

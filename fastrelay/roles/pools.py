@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastrelay import log, wire
+from fastrelay.auth import read_login
 from fastrelay.errors import Code
 from fastrelay.mux.stream import Stream
 from fastrelay.net.door import VisitorDoor
@@ -60,15 +61,17 @@ class Pool:
         self.name = request.name
         self.kind = request.kind
         self.visitors = visitors
+        self.login = _login(request)
+        """The SHA-256 of the `user:password` that visitors of an HTTP service must show, b"" for none."""
         self.port = 0
         self.ring: Ring[Member] = Ring(lambda member: len(member.tunnel.session.streams))
-        self._runtime = runtime
+        self.runtime = runtime
         self._ended = ended
         self._door: VisitorDoor | None = None
 
     def open(self, sock: socket.socket, balancers: Networks | None) -> None:
         """Visitors come to this listening socket."""
-        runtime = self._runtime
+        runtime = self.runtime
         make: type[PoolVisitor] = AuditedPoolVisitor if log.audited() else PoolVisitor
         self._door = VisitorDoor(runtime, sock, lambda: make(runtime, self), balancers)
         self.port = self._door.port
@@ -84,11 +87,13 @@ class Pool:
             if self.visitors is None:
                 return f"the pool {self.name!r} is for everybody; ask for the same, without --visitors"
             return f"the pool {self.name!r} is for visitors from {self.visitors}; ask for the same with --visitors"
+        if _login(request) != self.login:
+            return f"the pool {self.name!r} asks its visitors for {'another' if self.login else 'no'} password; ask for the same with --auth"
         return ""
 
     def join(self, tunnel: Tunnel, number: int, now: float) -> Member:
         """A client is one of them from now on; `number` is what it calls the service."""
-        member = Member(tunnel, number, self, now, self._runtime)
+        member = Member(tunnel, number, self, now, self.runtime)
         self.ring.add(member)
         return member
 
@@ -100,19 +105,23 @@ class Pool:
 
     def failed(self, member: Member) -> None:
         """It has not taken a visitor."""
-        self.ring.failed(member, self._runtime.loop.time())
+        self.ring.failed(member, self.runtime.loop.time())
 
     def take(self) -> Member | None:
         """Who serves the next visitor."""
-        return self.ring.take(self._runtime.loop.time())
+        return self.ring.take(self.runtime.loop.time())
 
     def parts(self) -> list[Member]:
         """All who serve it."""
         return list(self.ring)
 
+    def admits(self, host: str) -> bool:
+        """Whether a visitor from this address may come."""
+        return self.visitors is None or host in self.visitors
+
     def deny(self, visitor: str) -> None:
         """Tell of a visitor that was refused because it is not in the list."""
-        tell_denied(self._runtime.notices, self.title, self.newcomer(visitor))
+        tell_denied(self.runtime.notices, self.title, self.newcomer(visitor))
 
     @property
     def title(self) -> str:
@@ -122,6 +131,10 @@ class Pool:
     def newcomer(self, visitor: str) -> dict[str, object]:
         """A visitor, for events, who has no client yet."""
         return {"service": self.name, "port": self.port or None, "visitor": visitor}
+
+
+def _login(request: wire.Expose) -> bytes:
+    return read_login(request.login) if request.kind == "http" else b""
 
 
 class PoolVisitor(Edge):

@@ -43,8 +43,6 @@ def refuse_site(sites: Sites | None, request: wire.Expose, key: Key) -> Offer | 
     """Why a client with this key may not have an HTTP service."""
     if sites is None:
         return Offer((), "no-front", "this relay serves no HTTP; start it with --http and --domain")
-    if request.pool:
-        return Offer((), "bad-request", "an HTTP service cannot be a pool")
     host = sites.host(request.name)
     if not host:
         return Offer((), "bad-request", f"{request.name!r} cannot be the first part of a host name here")

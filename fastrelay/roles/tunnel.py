@@ -305,8 +305,9 @@ class Tunnel:
         elif differs := pool.differs(request, visitors):
             return refused("pool-differs", differs)
         self.services[request.service] = pool.join(self, request.service, now)
+        url = server.sites.url(request.name) if request.kind == "http" and server.sites is not None else ""
         count = len(request.visitors)
-        return wire.Exposed(service=request.service, port=pool.port, visitors=count, pool=True), ""
+        return wire.Exposed(service=request.service, port=pool.port, visitors=count, pool=True, url=url), ""
 
     def _open_pool(self, pool: Pool, request: wire.Expose, now: float) -> Offer | None:
         """Why there can be no pool of this name or with this port."""

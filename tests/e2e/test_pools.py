@@ -15,6 +15,8 @@ import pytest
 
 from tests.support.peers import Address, connect, exactly, hang_up, until
 from tests.support.processes import BEST, Client, Server
+from tests.support.processes import address as address_of
+from tests.support.web import DOMAIN, head, request
 
 NAMES = ("a", "b", "c")
 
@@ -22,8 +24,9 @@ NAMES = ("a", "b", "c")
 class Target:
     """Says who it is to everybody, and echoes."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, http: bool = False) -> None:
         self.name = name.encode()
+        self.http = http
         self.port = 0
         self.open()
 
@@ -39,7 +42,11 @@ class Target:
                 threading.Thread(target=self._answer, args=(sock,), daemon=True).start()
 
     def _answer(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError), sock:
+        with contextlib.suppress(OSError, AssertionError), sock:
+            if self.http:
+                while True:
+                    head(sock)
+                    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + self.name)
             sock.sendall(self.name)
             while piece := sock.recv(65_536):
                 sock.sendall(piece)
@@ -200,3 +207,41 @@ def test_the_port_over_a_restart_of_the_relay(three: Three) -> None:
             return went == set(NAMES)
 
         until(all_back, "all three are back on the same port")
+
+
+def asked(sock: socket.socket) -> str:
+    """Who answers the next request of a connection; the status, if that is not 200."""
+    sock.sendall(request())
+    status = head(sock).split()[1].decode()
+    return exactly(sock, 1).decode() if status == "200" else status
+
+
+def test_an_http_service_of_several_clients(tmp_path: Path) -> None:
+    """A connection stays with who has it; each new one goes to the least loaded; who is down costs nothing but a retry that nobody sees."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(tmp_path / "s", BEST, "--http", "127.0.0.1:0", "--domain", DOMAIN))
+        front, token = address_of(server.line(1)), server.token()
+        targets = [Target(name, http=True) for name in NAMES]
+        clients = []
+        for target in targets:
+            stack.callback(target.close)
+            name = target.name.decode()
+            expose = [f"web=http://127.0.0.1:{target.port}"]
+            client = Client(server.url, token, tmp_path / name, "--pool", "web", expose=expose, name=name)
+            clients.append(stack.enter_context(client))
+        assert {client.line(0) for client in clients} == {f"http://web.{DOMAIN}:{front[1]}"}
+        visitors = [stack.enter_context(connect(front)) for _ in range(6)]
+        went = [asked(sock) for sock in visitors]
+        assert Counter(went) == dict.fromkeys(NAMES, 2)
+        assert [asked(sock) for sock in visitors] == went, "a connection stays with the client that has it"
+        targets[0].close()
+        fresh = [stack.enter_context(connect(front)) for _ in range(4)]
+        assert Counter(asked(sock) for sock in fresh) == {"b": 2, "c": 2}, "and no page of an error"
+        clients[1].kill()
+        assert {asked(sock) for sock, who in zip(visitors, went, strict=True) if who == "c"} == {"c"}
+        again = [asked(sock) for sock, who in zip(visitors, went, strict=True) if who == "b"]
+        assert set(again) == {"c"}, "where nothing was under way nothing is lost"
+        with connect(front) as sock:
+            assert asked(sock) == "c"
+            clients[2].kill()
+            assert asked(sock) == "502"

@@ -19,8 +19,10 @@ from fastrelay.errors import Code, MessageError
 from fastrelay.front.http.logins import basic
 from fastrelay.front.http.messages import Request
 from fastrelay.front.http.own import Own
+from fastrelay.front.http.pooled import Pooled
 from fastrelay.front.http.way import Way
 from fastrelay.roles.directory import Directory
+from fastrelay.roles.pools import Pool
 from fastrelay.roles.sites import Site
 
 _PLAIN: Final[frozenset[bytes]] = frozenset()
@@ -47,23 +49,24 @@ class Hosts:
         raise _unknown(host)
 
     def _to_site(self, name: str, request: Request, visitor: str) -> Way:
-        site = self._directory.service(name)
+        site = self._directory.pool(name) or self._directory.service(name)
         if site is Code.AWAY:
             raise MessageError(502, "The service's machine is not connected to the relay now: try again in a moment.")
-        if not isinstance(site, Site):
+        if isinstance(site, Code) or site.kind != "http" or not isinstance(site, Site | Pool):
             raise _unknown(name + self._suffix)
         if not site.admits(visitor):
             site.deny(visitor)
             raise MessageError(403, "Your address is not in the list of those that may visit this service.")
+        backend = site if isinstance(site, Site) else Pooled(site)
         if not site.login:
-            return Way(site, request)
+            return Way(backend, request)
         if not _shows(request, site.login):
             raise MessageError(
                 401,
                 "This service asks for a user name and a password.",
                 fields=f'WWW-Authenticate: Basic realm="{name}", charset="UTF-8"\r\n',
             )
-        return Way(site, request, without=_LOGIN)
+        return Way(backend, request, without=_LOGIN)
 
 
 def host_of(raw: bytes) -> str:

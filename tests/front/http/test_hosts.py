@@ -37,6 +37,9 @@ class Played:
         networks = Networks(visitors) if visitors else None
         return Site(cast("Tunnel", self), 1, name, 0.0, cast("Notices", self), networks, login)
 
+    def pool(self, name: str) -> None:
+        """There is none."""
+
     def service(self, name: str) -> Service | Code:
         if name == "away":
             return Code.AWAY
