@@ -15,7 +15,7 @@ from fastrelay import errors
 ROOT = Path(fastrelay.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("wire", "metrics", "log", "matching"),
+    ("wire", "metrics", "log", "disk", "matching"),
     ("networks", "limits"),
     ("dialling",),
     ("config",),

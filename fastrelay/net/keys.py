@@ -8,13 +8,12 @@ Invariant: whenever the process is killed, the current files fit each other, or 
 
 from __future__ import annotations
 
-import os
 import ssl
 from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from fastrelay import log
+from fastrelay import disk, log
 from fastrelay.auth import pin_texts
 from fastrelay.errors import StartError
 from fastrelay.net.tls import Identity, load_identity, make_identity, server_context, stamp, web_context
@@ -82,11 +81,7 @@ def _fits(cert: Path, key: Path) -> bool:
 def _replace(source: Path, target: Path) -> None:
     try:
         source.replace(target)
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # or a power cut could undo the rename
-        finally:
-            os.close(directory)
+        disk.settle(target.parent)
     except OSError as error:
         raise StartError(
             f"The file {target} cannot be replaced, because the system says {error.strerror or error}: "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import hmac
-import os
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from fastrelay import wire
+from fastrelay import disk, wire
 from fastrelay.errors import StartError
 
 _LIFE: Final = datetime.timedelta(days=3653)  # ten years: clients hold the pin and do not look at dates
@@ -70,7 +69,7 @@ def make_identity(cert_path: Path, key_path: Path) -> None:
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     for path, data, mode in ((key_path, private, 0o600), (cert_path, certificate.public_bytes(pem), 0o644)):
         try:
-            _write(path, data, mode)
+            disk.write(path, data, mode)
         except OSError as error:
             raise StartError(
                 f"The relay's certificate cannot be written to {path}, because the system says {error.strerror or error}: "
@@ -282,24 +281,3 @@ def _unreadable(what: str, error: OSError) -> StartError:
     return StartError(
         f"{what} cannot be read, because the system says {error.strerror or error}: give this user the right to read it."
     )
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Write a file whole or not at all; it has its mode from the start."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            if (
-                os.name != "nt" and os.geteuid() == 0
-            ):  # what root makes is for the directory's owner, who has to read it
-                owner = path.parent.stat()
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from fastrelay import disk
 from fastrelay.auth import INSTANCE, KEY_SIZE, MAX_PINS, Token
 from fastrelay.errors import StartError
 from fastrelay.state import files
@@ -83,7 +84,7 @@ def _instance(path: Path) -> str:
     # Clients with other names may start at the same time; they must agree on one instance.
     lock = files.lock(path / "lock", wait=True)
     try:
-        raw = files.read(file) or files.write(file, f"{secrets.token_urlsafe(16)}\n".encode())
+        raw = files.read(file) or disk.write(file, f"{secrets.token_urlsafe(16)}\n".encode())
     finally:
         if lock is not None:
             os.close(lock)

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from fastrelay import wire
+from fastrelay import disk, wire
 from fastrelay.errors import StartError
 
 if sys.platform == "win32":
@@ -92,7 +92,7 @@ def lock(path: Path, *, wait: bool = False) -> int | None:
     """A descriptor that holds the lock on `path` until it is closed, or None when another one does."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        _hand_over(fd, path)
+        disk.hand_over(fd, path)
     except FileExistsError:
         fd = os.open(path, os.O_RDWR)
     try:
@@ -128,38 +128,5 @@ def read_json(path: Path, form: type[T]) -> T | None:
         raise damaged(path, f"it says {wire.text(str(error).encode(errors='replace'))}") from None
 
 
-def write(path: Path, data: bytes) -> bytes:
-    """Put `data` into the file, for its owner only, so that a crash leaves the old content or the new; gives `data` back."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)  # of a run that was killed; the lock keeps others out
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            _hand_over(fd, path)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name != "nt":
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # or a power cut could undo the rename
-        finally:
-            os.close(directory)
-    return data
-
-
 def write_json(path: Path, value: object) -> None:
-    write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-
-
-def _hand_over(fd: int, path: Path) -> None:
-    """A file that root made just now belongs to the directory's owner: the relay could not read it otherwise."""
-    if os.name == "nt" or os.geteuid() != 0:
-        return
-    owner = path.parent.stat()
-    if owner.st_uid != 0:
-        os.fchown(fd, owner.st_uid, owner.st_gid)
+    disk.write(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from fastrelay import disk
 from fastrelay.auth import KEY_SIZE, Token
 from fastrelay.errors import StartError
 from fastrelay.policy import Key
@@ -130,10 +131,10 @@ class ServerState:
 
     def save_address(self, text: str) -> None:
         """Keep one line for `address`. Raises OSError when the disk does not take it."""
-        files.write(self.path / "address", f"{text}\n".encode())
+        disk.write(self.path / "address", f"{text}\n".encode())
 
     def _load(self) -> None:
-        self.seed = files.read(self.path / "seed") or files.write(self.path / "seed", secrets.token_bytes(KEY_SIZE))
+        self.seed = files.read(self.path / "seed") or disk.write(self.path / "seed", secrets.token_bytes(KEY_SIZE))
         if len(self.seed) != KEY_SIZE:
             raise files.damaged(self.path / "seed", f"it has {len(self.seed)} bytes, not {KEY_SIZE}")
         self.keys = self.tokens.begin(time.time())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from fastrelay import disk
 from fastrelay.auth import KEY_SIZE, Token
 from fastrelay.errors import StartError, UsageError
 from fastrelay.policy import FIRST_GRANT, FIRST_LABEL, Key
@@ -54,7 +55,7 @@ class TokenStore:
             token = self.first()
             if token is None:
                 token = new_token()
-                files.write(self._first, f"{token.text()}\n".encode())
+                disk.write(self._first, f"{token.text()}\n".encode())
             key = Key.made(token, FIRST_LABEL, FIRST_GRANT, now)
             self._save([key])
             return {key.key_id: key}
