@@ -57,9 +57,10 @@ def find(program: str) -> str | None:
 def run(
     stack: ExitStack, *command: str, stdout: int = subprocess.DEVNULL, stdin: int = subprocess.DEVNULL
 ) -> subprocess.Popen[str]:
-    """Start a program in a group of its own, which is killed when the stack ends."""
+    """Start a program in a group of its own, which is killed when the stack ends. It does not know of the proxies that we may have to use."""
+    env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     running = subprocess.Popen(
-        command, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        command, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, text=True, start_new_session=True, env=env
     )
     stack.callback(_end, running)
     return running

@@ -353,7 +353,7 @@ def _chisel(_: Path, ends: Ends) -> Recipe:
 
 
 def _frp(directory: Path, ends: Ends) -> Recipe:
-    frpc = ["env", "-u", "http_proxy", _path("frpc"), "-c"]  # it would go through the proxy of the environment
+    frpc = [_path("frpc"), "-c"]
     # Its defaults are TLS between the two, and all visitors of a client on one connection.
     server = _write(
         directory / "frps.toml",

@@ -48,7 +48,12 @@ BEST = WAYS[0]
 
 def environment(state: Path, **extra: str) -> dict[str, str]:
     """The environment of a process: no setting of the caller's, and a home of its own."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("FASTRELAY_", "XDG_", "COV_"))}
+    ours = ("FASTRELAY_", "XDG_", "COV_")
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(ours) and not key.lower().endswith("_proxy")
+    }
     return kept | {"HOME": str(state), "XDG_STATE_HOME": str(state), "PYTHONUNBUFFERED": "1", "TERM": "dumb"} | extra
 
 
@@ -249,7 +254,9 @@ class Server(Process):
 
 
 class Client(Process):
-    """A client process. Its state, and so its identity, is in `state`; `trust` is a file with the CAs of its machine."""
+    """A client process. Its state, and so its identity, is in `state`; `trust` is a file with the CAs of its machine,
+    `variables` are more of its environment.
+    """
 
     def __init__(
         self,
@@ -261,12 +268,13 @@ class Client(Process):
         loop: str = BEST.loop,
         name: str = "",
         trust: Path | None = None,
+        **variables: str,
     ) -> None:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.exposed = len(expose)
         named = ("--name", name) if name else ()
         exposes = [word for spec in expose for word in ("--expose", spec)]
-        env = environment(state, FASTRELAY_TOKEN=token)
+        env = environment(state, FASTRELAY_TOKEN=token, **variables)
         if trust:
             env["SSL_CERT_FILE"] = str(trust)
         super().__init__(fastrelay("client", relay, "--loop", loop, *named, *exposes, *options), env)
