@@ -20,6 +20,7 @@ from fastrelay.networks import Networks
 from fastrelay.roles.registry import pool_owner
 from fastrelay.roles.ring import Ring
 from fastrelay.roles.services import Service, tell_denied
+from fastrelay.roles.sites import User
 from fastrelay.roles.visitors import ToldVisitor
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Pool:
         self.login = _login(request)
         """The SHA-256 of the `user:password` that visitors of an HTTP service must show, b"" for none."""
         self.port = 0
+        self.users: set[User] = set()
         self.ring: Ring[Member] = Ring(lambda member: len(member.tunnel.session.streams))
         self.runtime = runtime
         self._ended = ended
@@ -99,6 +101,8 @@ class Pool:
 
     def leave(self, member: Member) -> None:
         self.ring.discard(member)
+        for user in list(self.users):
+            user.on_withdrawn()
         if not self.ring:
             door, self._door = self._door, None  # which knows how to make visitors of this pool: a cycle
             self._ended(self, None if door is None else door.leave())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastrelay.mux.stream import Stream
     from fastrelay.net.link import Link
     from fastrelay.roles.pools import Member, Pool
+    from fastrelay.roles.sites import User
 
 
 class Pooled(Behind):
@@ -23,6 +24,11 @@ class Pooled(Behind):
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+
+    @property
+    def users(self) -> set[User]:
+        """Told when any client of the pool withdraws: who waits for nothing opens another stream for its next request."""
+        return self._pool.users
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pooled) and other._pool is self._pool

@@ -45,7 +45,8 @@ class Seeker(HttpVisitor):
             self._take_over(way.raw, stream, link)
             return
         self.join(stream, link)
-        if self.stream is not None:
+        if self.stream is not None and self._backend is not None:
+            self._backend.users.add(self)
             self._moved = self.stream.moved
         if self._asked and not self._asked[-1].upgrade:
             self._waits = False

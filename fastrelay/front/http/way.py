@@ -39,8 +39,12 @@ class Search(Protocol):
 class Behind:
     """A backend behind a client, which has to be found and to accept first."""
 
-    users: ClassVar[set[User]] = set()
-    """Nobody: it withdraws by ending."""
+    _users: ClassVar[set[User]] = set()
+
+    @property
+    def users(self) -> set[User]:
+        """Those who have a stream of it. Unless a derived class does, nobody tells them anything: it withdraws by ending."""
+        return self._users
 
     def search(
         self, visitor: str, found: Callable[[Stream, Link], None], failed: Callable[[MessageError], None]
