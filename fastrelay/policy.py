@@ -352,7 +352,9 @@ class Key(Verifier, frozen=True):
         """For a client that serves nothing, and only reaches services of others, or has others dial."""
         if self.grant.reach or self.grant.through:
             return None
-        return Refusal("reach", f"the token {self.label!r} reaches no private services; {_REACHES}")
+        return Refusal(
+            "reach", f"the token {self.label!r} reaches no private services, and no client dials for it; {_REACHES}"
+        )
 
     def refuse_reach(self, service: str, label: str) -> Refusal | None:
         """For the name of a private service, which belongs to a client with the token `label`, "" if to nobody.

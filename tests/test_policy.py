@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fastrelay.auth import Token, Verifier
 from fastrelay.config import NAME, PortRange
+from fastrelay.dialling import read_place
 from fastrelay.errors import UsageError
 from fastrelay.matching import matches
 from fastrelay.policy import (
@@ -211,6 +212,31 @@ def test_only_the_name_itself_is_granted(name: str) -> None:
     assert (key(services=["home"]).refuse_service(name) is None) is (name == "home")
 
 
+def test_places_that_clients_dial() -> None:
+    one = key(dial=["10.0.0.0/8:22", "*.lab:443"], through=["home", "lab-*"])
+    for client, place, named in (
+        ("home", "10.0.0.5:22", ""),
+        ("lab-1", "db.lab:443", ""),
+        ("office", "10.0.0.5:22", "through"),
+        ("office", "192.0.2.7:22", "through"),  # who may not use a client learns nothing of it
+        ("home", "10.0.0.5:23", "dial"),
+        ("home", "192.0.2.7:22", "dial"),
+        ("home", "db.lan:22", "dial"),  # it may be in 10.0.0.0/8, and the relay cannot know
+        ("home", "127.0.0.1:22", "dial"),
+    ):
+        answer = one.refuse_dial(client, read_place(place))
+        assert rule(answer) == named
+        assert answer is None or ("'home'" in answer.text and "--dial" in answer.text)
+    assert rule(key().refuse_dial("home", read_place("10.0.0.5:22"))) == "through"
+    assert rule(key(through=["*"]).refuse_dial("home", read_place("10.0.0.5:22"))) == "dial"
+    assert key(through=["*"]).refuse_visits() is None and rule(key(dial=["*"]).refuse_visits()) == "reach"
+
+
+@pytest.mark.parametrize("name", ["", "Home", "home/", "*", "a" * 64])
+def test_what_is_no_client_dials_nothing(name: str) -> None:
+    assert rule(key(dial=["*"], through=["*"]).refuse_dial(name, read_place("db.lab:22"))) == "through"
+
+
 @pytest.mark.parametrize("name", ["", "Home", "home.\n", "hоme", "ｈome", "a" * 64, ".home", "-home", "*", "home*"])
 def test_what_is_no_name_has_no_grant(name: str) -> None:
     assert key(names=["*"]).refuse_name(name) is not None
@@ -335,7 +361,8 @@ def test_how_many_visitors() -> None:
     [
         {"names": ["Home"]}, {"names": [""]}, {"names": "home"}, {"services": ["a b"]}, {"ports": "1-65535"}, {"ports": 443},
         {"ports": "all"}, {"max_streams": -1}, {"max_streams": 65536}, {"expires": -1}, {"expires": 1e300}, {"expires": "30d"},
-        {"expire": 1}, {"names": ["home"], "domains": ["*"]}, {"hosts": ["a b"]}, {"hosts": ["-a"]},
+        {"expire": 1}, {"dial": ["10.0.0.1/8"]}, {"dial": "10.0.0.0/8"}, {"dial": [""]}, {"through": ["Home"]}, {"through": "home"},
+        {"names": ["home"], "domains": ["*"]}, {"hosts": ["a b"]}, {"hosts": ["-a"]},
     ],
 )  # fmt: skip
 def test_grants_that_cannot_be(grant: dict[str, object]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrelay import auth, roles, wire
+from fastrelay import auth, dialling, roles, wire
 from fastrelay.errors import Code
 from fastrelay.limits import DEFAULTS, SETTINGS
 from fastrelay.mux import credit, floods, pace, session
@@ -148,6 +148,20 @@ def test_the_examples_of_services() -> None:
         if isinstance(message, wire.Expose) and message.visitors:
             assert Networks(message.visitors).texts == tuple(members["visitors"])
     assert sum("visitors" in members for members in said) == 1
+
+
+def test_the_forms_of_places() -> None:
+    text = section("6.6")
+    assert f"\nmost {dialling.MOST} bytes in all" in text
+    assert f"has not answered for {wire.ANSWER_TIME} s" in text
+    forms = [form for form, _ in table("6.6")[1]]
+    assert forms == ["NAME:PORT", "IPv4:PORT", "[IPv6]:PORT"]
+    for place in ("db.lan:1", "192.0.2.7:65535", "[2001:db8::7]:22"):
+        assert str(dialling.read_place(place)) == place
+    codes = [word for row in table("6.6", 1)[1] for word in row[0].split(", ")]
+    assert {Code[code] for code in codes} <= set(Code) and codes.index("DENIED") < codes.index("AWAY") < codes.index(
+        "DIAL_DENIED"
+    )
 
 
 def test_the_rules_of_windows() -> None:

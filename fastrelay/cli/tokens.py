@@ -342,6 +342,8 @@ def _hand_out(
     if not grant.names:
         goal = "On the machine of the visitor"
         command = f"fastrelay forward {relay or 'RELAY'} {_example(grant.reach, 'NAME')}"
+        if not grant.reach:
+            command = f"fastrelay socks {relay or 'RELAY'} {_example(grant.through, 'CLIENT')}"
     where = "" if relay else "this machine for RELAY and "
     proof = " --client-cert CERT --client-key KEY" if certified else ""
     if made is not None:

@@ -74,6 +74,21 @@ def test_new_with_everything(relay: ServerState, typed: Typed) -> None:
     assert key.grant.same_but_time(Grant(("lab-*", "bench"), ("web",), "relay", 5))
 
 
+def test_new_for_what_clients_dial(relay: ServerState, typed: Typed) -> None:
+    """With --through it is for visiting only; without, clients with the token itself dial."""
+    answer = typed("new", "me", "--dial", "10.0.0.0/8:22,5432", "--dial", "*.Lab:443", "--through", "home,lab*")
+    handed_out(answer)
+    assert "fastrelay socks RELAY home --token-file FILE" in answer[2]
+    assert keys(relay, "me")[0].grant == Grant(dial=("10.0.0.0/8:22,5432", "*.lab:443"), through=("home", "lab*"))
+    answer = typed("new", "home", "--ports", "20000-20009", "--services", "db,web*", "--dial", "10.0.0.0/8:22,5432")
+    handed_out(answer)
+    assert "fastrelay client RELAY --name home --expose db=22" in answer[2]
+    grant = keys(relay, "home")[0].grant
+    assert (grant.names, grant.dial, grant.through) == (("home",), ("10.0.0.0/8:22,5432",), ("home",))
+    shown = typed("show", "me")[1]
+    assert "dial      10.0.0.0/8:22,5432 *.lab:443\n" in shown and "through   home,lab*\n" in shown
+
+
 def test_new_without_ports_says_so(relay: ServerState, typed: Typed) -> None:
     answer = typed("new", "home", "--names", "*")
     handed_out(answer)
@@ -106,6 +121,10 @@ def test_new_for_visitors_that_serve_as_well(relay: ServerState, typed: Typed, a
         (("home", "--ports", "1-100"), "443,1024-2000"),
         (("home", "--ports", "all"), "'all'"),
         (("home", "--names", ""), "client names"),
+        (("home", "--dial", "10.0.0.1/8"), "10.0.0.0/8"),
+        (("home", "--dial", ""), "10.0.0.0/8:22"),
+        (("home", "--through", "lab"), "--dial"),
+        (("home", "--dial", "10.0.0.0/8", "--through", "Lab"), "client names"),
         (("home", "--services", "A"), "service names"),
         (("home", "--reach", "A"), "service names"),
         (("home", "--expires", "soon"), "30d"),

@@ -10,9 +10,11 @@ import socket
 from pathlib import Path
 from typing import Self
 
+from fastrelay.auth import Token
 from tests.support import peers, web
+from tests.support.grants import make_token
 from tests.support.peers import Address
-from tests.support.processes import Client, Forward, Pair, Relay, Server, Way, address, spec
+from tests.support.processes import Caller, Client, Forward, Pair, Relay, Server, Socks, Way, address, spec
 
 TARGET = "t0"
 """The name of the service, where it has one."""
@@ -79,6 +81,49 @@ class PrivateService(Door):
         self.address = forward.address
 
 
+class DialThrough(Door):
+    """A local port of `fastrelay forward` that leads to a place behind a client."""
+
+    name = "tested"
+    proxy: Caller
+
+    def open(self, stack: contextlib.ExitStack) -> None:
+        server = stack.enter_context(Server(self.home / "server", self.way))
+        visits = {"names": [], "services": [], "dial": ["127.0.0.0/8"], "through": [self.name]}
+        first = Token.parse(server.token())
+        made = make_token(server.state, "visitor", **visits)
+        token = Token(made.key_id, made.secret, first.pins).text()
+        options = ("--allow-dial", f"127.0.0.0/8:{self.target[1]}")
+        client = Client(
+            server.url, first.text(), self.home / "client", *options, expose=[], loop=self.way.loop, name=self.name
+        )
+        stack.enter_context(client).logs("dial.ready")
+        server.logs("token.loaded")
+        self.proxy = stack.enter_context(self.caller(server.url, token))
+        self.address = self.proxy.address
+
+    def caller(self, url: str, token: str) -> Caller:
+        return Forward(url, token, self.home / "visitor", f"{self.name}/{spec(self.target)}", loop=self.way.loop)
+
+
+class SocksProxy(DialThrough):
+    """The same through `fastrelay socks`."""
+
+    def caller(self, url: str, token: str) -> Caller:
+        return Socks(url, token, self.home / "visitor", self.name, loop=self.way.loop)
+
+    def connect(self) -> socket.socket:
+        visitor = super().connect()
+        host, port = socket.inet_aton(self.target[0]), self.target[1].to_bytes(2, "big")
+        visitor.sendall(b"\x05\x01\x00" + b"\x05\x01\x00\x01" + host + port)
+        return visitor
+
+    def accept(self, visitor: socket.socket) -> socket.socket:
+        target = super().accept(visitor)
+        assert peers.exactly(visitor, 12) == b"\x05\x00" + b"\x05\x00\x00\x01" + bytes(6)
+        return target
+
+
 class WebSocketTunnel(Door):
     """A public port whose tunnel is inside a WebSocket."""
 
@@ -114,6 +159,10 @@ class Upgrade(Door):
 DOORS: dict[str, type[Door]] = {
     "public port": PublicPort,
     "private service": PrivateService,
+    "dial-through": DialThrough,
+    "SOCKS": SocksProxy,
     "Upgrade": Upgrade,
     "WebSocket tunnel": WebSocketTunnel,
 }
+SLOW = {"dial-through", "SOCKS"}
+"""Doors that have tests in one process of their own: among the slow tests."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.doors import DOORS, Door
+from tests.e2e.doors import DOORS, SLOW, Door
 from tests.e2e.test_half_close import crosses, crosses_nothing, quiet
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import TIMEOUT, End, background, handed_over, hang_up, read_to_end, reset, send
@@ -17,7 +17,9 @@ SIZES = [0, 64 << 10, 4 << 20]
 AFTER_DRAIN = 8.0  # 2 s in each process on the way (protocol.md 9.1, 9.2)
 
 pytestmark = [
-    pytest.mark.parametrize("name", DOORS, scope="module"),
+    pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in DOORS], scope="module"
+    ),
     pytest.mark.parametrize("size", SIZES),
 ]
 

@@ -19,8 +19,9 @@ from tests.e2e.test_ssh import Sshd
 from tests.support import need
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import TIMEOUT, Address, End, background, exactly, free_port, read_to_end, send_and_end
-from tests.support.processes import BEST, Client, Process, Server, address, environment, fastrelay, once
+from tests.support.processes import BEST, Client, Forward, Server, Socks, environment, fastrelay, once
 
+pytestmark = pytest.mark.slow
 MIB = 1 << 20
 BODY = Keystream("curl").take(4 * MIB)
 
@@ -46,7 +47,7 @@ class Page(http.server.BaseHTTPRequestHandler):
 class System(NamedTuple):
     server: Server
     client: Client
-    proxy: Process
+    proxy: Socks
     token: str
     web: int
     forbidden: int
@@ -54,7 +55,7 @@ class System(NamedTuple):
 
     @property
     def at(self) -> Address:
-        return address(self.proxy.line(0))
+        return self.proxy.address
 
     def caller(self, *words: str) -> tuple[list[str], dict[str, str]]:
         """Command and environment of `fastrelay WORD RELAY …`."""
@@ -85,9 +86,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         )
         client.logs("Dials for others")
         server.logs("Tokens have changed")
-        (home / "v").mkdir(mode=0o700)
-        env = environment(home / "v", FASTRELAY_TOKEN=token)
-        proxy = stack.enter_context(Process(fastrelay("socks", server.url, "home"), env))
+        proxy = stack.enter_context(Socks(server.url, token, home / "v", "home"))
         assert proxy.line(0).startswith("socks5h://127.0.0.1:")
         yield System(server, client, proxy, token, web.server_port, forbidden, home)
 
@@ -183,8 +182,6 @@ def test_dial_says_why_not(system: System) -> None:
 
 
 def test_forward(system: System) -> None:
-    words, env = system.caller("forward", f"home/127.0.0.1:{system.web}")
-    with Process(words, env) as forward:
-        host, port = address(forward.line(0))
-        done = curl(f"http://{host}:{port}/")
+    with Forward(system.server.url, system.token, system.home / "v", f"home/127.0.0.1:{system.web}") as forward:
+        done = curl("http://{}:{}/".format(*forward.address))
         assert done.returncode == 0 and done.stdout == BODY, done.stderr

@@ -187,6 +187,37 @@ def test_who_says_nothing_is_ended(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     run(main())
 
 
+def test_many_who_dribble_hold_nobody_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then gains no time; who asks in one go is served meanwhile."""
+    monkeypatch.setattr(proxy_module, "ASK_TIME", 0.3)
+
+    async def main() -> None:
+        async with door() as (local, bench, tunnel):
+            slow = []
+            for number in range(100):
+                outside, inside = tcp_pair()
+                await bench.loop.connect_accepted_socket(lambda: ProxyVisitor(bench.runtime, tunnel), inside)
+                bench.locals.append(one := Local(outside))
+                slow.append((one, HELLO + SOCKS if number % 2 else CONNECT))
+            start = bench.loop.time()
+            for at in range(8):
+                for one, words in slow:
+                    await one.send(words[at : at + 1])
+                await asyncio.sleep(0.02)
+            stream = await asked(local, bench, "connect")
+            await bench.peer.send(pair.accept(stream))
+            assert await local.read(len(CONNECTED)) == CONNECTED
+            for one, _ in slow:
+                said, end = await one.to_end()
+                assert end is End.RESET and said in (b"", b"\x05\x00")
+            assert 0.3 <= bench.loop.time() - start < 2 and len(tunnel.asked) == 1
+            local.eof()
+            await bench.peer.send(pair.fin(stream))
+            assert (await local.to_end())[1] is End.EOF
+
+    run(main())
+
+
 def test_who_leaves_first_takes_the_stream_along(run: Run) -> None:
     async def main() -> None:
         async with door() as (local, bench, _):

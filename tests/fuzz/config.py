@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fastrelay import config, limits, networks, policy
 from fastrelay.auth import KEY_SIZE, Token, parse_pin, pin_texts
+from fastrelay.dialling import parse_rule
 from fastrelay.errors import UsageError
 from fastrelay.matching import matches
 from tests.fuzz.fuzzer import Fuzzer
@@ -67,6 +68,16 @@ def _patterns(text: str) -> str:
     for pattern in patterns:
         assert matches(pattern, pattern.replace("*", "")) and matches(pattern, pattern.replace("*", "x-y"))
     return ",".join(patterns)
+
+
+def _goal(text: str) -> str:
+    """The name of a service, or a client and a place that nobody reads in another way."""
+    config.check_goal(text)
+    if "/" not in text:
+        return text
+    client, place = config.read_through(text)
+    assert place.host.isascii() and (place.address is None) is not bool(re.fullmatch(r"[0-9.]+|.*:.*", place.host))
+    return f"{client}/{place}"
 
 
 def _expiry(text: str) -> float:
@@ -148,6 +159,22 @@ READERS = {
         (
             *("192.0.2.0/24", "ssh=192.0.2.7", "web=192.0.2.7", "ssh=192.0.2.0/24,2001:db8::/32", "::/0", "0.0.0.0/0"),
             *("::ffff:192.0.2.0/120", "2001:DB8:0::7", "ssh=10.0.0.1,10.0.0.1/32"),
+        ),
+    ),
+    "rule": Reader(
+        parse_rule,
+        str,
+        (
+            *("10.0.0.0/8:22,5432", "192.168.1.7:443", "[2001:db8::/32]:22", "2001:db8::/32:22", "*.lab.example:8000-8010", "*"),
+            *("0.0.0.0/0", "[::ffff:10.0.0.0/104]:22", "db:1-65535"),
+        ),
+    ),
+    "goal": Reader(
+        _goal,
+        str,
+        (
+            *("db", "home/10.0.0.5:22", "home/db.lan:5432", "home/[2001:db8::7]:22", "home/[::ffff:10.0.0.5]:22"),
+            *("lab-1/DB.lan:1", "home/127.0.0.1:65535"),
         ),
     ),
     "limits of a relay": Reader(lambda text: limits.parse_limits([text], limits.Side.RELAY), _limits, LIMITS),

@@ -47,6 +47,10 @@ def there() -> Iterator[socket.socket]:
         yield listener
 
 
+one_loop = pytest.mark.parametrize("loop_kind", ["asyncio"])
+"""For what has nothing to do with the loop."""
+
+
 def port_of(listener: socket.socket) -> int:
     return int(listener.getsockname()[1])
 
@@ -87,6 +91,7 @@ def test_what_a_rule_allows_is_dialled(run: Run, tmp_path: Path, there: socket.s
     run(main())
 
 
+@one_loop
 @pytest.mark.parametrize(
     ("rules", "target", "rule"),
     [
@@ -136,6 +141,7 @@ def test_the_rest_is_denied_and_the_session_goes_on(
         there.accept()
 
 
+@one_loop
 def test_what_attackers_say_is_denied(
     run: Run, tmp_path: Path, there: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +166,7 @@ def test_what_attackers_say_is_denied(
         assert args[-1] is not None, "whatever is dialled is judged"
 
 
+@one_loop
 def test_who_dials_is_in_the_audit_log(
     run: Run, tmp_path: Path, there: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +192,7 @@ def test_who_dials_is_in_the_audit_log(
     assert told["target.closed"]["cause"] == "fin"
 
 
+@one_loop
 def test_denials_do_not_flood(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +268,7 @@ def test_places_that_hang_keep_no_service_from_its_target(run: Run, tmp_path: Pa
     run(main())
 
 
+@one_loop
 def test_what_is_dialled_is_told_at_the_start(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with dialler(tmp_path / "c", "10.0.0.0/8:22", "*.lab"):

@@ -284,8 +284,10 @@ class Client(Process):
         return [address(self.line(number)) for number in range(self.exposed)]
 
 
-class Forward(Process):
-    """`fastrelay forward`: a local port that leads to the service `name`."""
+class Caller(Process):
+    """What waits for visitors at a local port; `command` is its own, `name` whom it leads to."""
+
+    command: str
 
     def __init__(
         self, relay: str, token: str, state: Path, name: str, *options: str, loop: str = BEST.loop, local: str = ""
@@ -293,7 +295,7 @@ class Forward(Process):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         where = (local,) if local else ()
         super().__init__(
-            fastrelay("forward", relay, name, *where, "--loop", loop, *options),
+            fastrelay(self.command, relay, name, *where, "--loop", loop, *options),
             environment(state, FASTRELAY_TOKEN=token),
         )
 
@@ -301,6 +303,18 @@ class Forward(Process):
     def address(self) -> Address:
         """Where local visitors connect, once they may."""
         return address(self.line(0))
+
+
+class Forward(Caller):
+    """`fastrelay forward`: the port leads to a service, or to a place behind a client."""
+
+    command = "forward"
+
+
+class Socks(Caller):
+    """`fastrelay socks`: the port is a proxy that comes out at a client."""
+
+    command = "socks"
 
 
 def spec(target: Address | str) -> str:

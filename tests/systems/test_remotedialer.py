@@ -39,6 +39,8 @@ from tests.support.tunnel import PATIENCE, Local, turns, until
 
 AT_ONCE = 1.0
 MIB = 1 << 20
+one_loop = pytest.mark.parametrize("loop_kind", ["uvloop"])
+"""For what has nothing to do with the loop."""
 EVERYTHING = ("127.0.0.0/8", "*")
 
 
@@ -148,6 +150,7 @@ def test_a_visitor_reaches_what_the_client_reaches(run: Run, tmp_path: Path, tar
     run(main())
 
 
+@one_loop
 def test_the_relay_itself_opens_connections(run: Run, tmp_path: Path, target: socket.socket) -> None:
     """There `Server.Dialer(key)`, here `Tunnel.open_through`."""
 
@@ -189,6 +192,7 @@ def test_names_are_resolved_at_the_client(
     run(main())
 
 
+@one_loop
 def test_a_visitor_is_answered_when_the_target_is_there(run: Run, tmp_path: Path) -> None:
     """There a dial has succeeded as soon as it was asked for."""
 
@@ -210,6 +214,7 @@ def test_a_visitor_is_answered_when_the_target_is_there(run: Run, tmp_path: Path
     run(main())
 
 
+@one_loop
 def test_each_of_many_is_joined_with_its_own(run: Run, tmp_path: Path, target: socket.socket) -> None:
     number = 200
 
@@ -233,6 +238,7 @@ def test_each_of_many_is_joined_with_its_own(run: Run, tmp_path: Path, target: s
 # --- denied ------------------------------------------------------------------------------------------------------------
 
 
+@one_loop
 def test_what_the_client_does_not_allow_costs_that_stream_alone(
     run: Run, tmp_path: Path, target: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,6 +258,7 @@ def test_what_the_client_does_not_allow_costs_that_stream_alone(
     assert nobody_came(target)
 
 
+@one_loop
 @pytest.mark.parametrize(
     ("dial", "through"),
     [(("10.0.0.0/8",), "home"), (("127.0.0.1:1",), "home"), (EVERYTHING, "office"), (("*",), "home"), ((), "home")],
@@ -277,6 +284,7 @@ def test_what_the_token_does_not_grant_is_not_asked_of_the_client(
     run(main())
 
 
+@one_loop
 def test_without_a_rule_nothing_is_dialled(run: Run, tmp_path: Path, target: socket.socket) -> None:
     async def main() -> None:
         async with system(tmp_path, f"home/{place(target)}") as (_, _, at):
@@ -286,6 +294,7 @@ def test_without_a_rule_nothing_is_dialled(run: Run, tmp_path: Path, target: soc
     assert nobody_came(target)
 
 
+@one_loop
 def test_a_token_without_clients_to_dial_through_does_not_visit(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with relay(tmp_path / "r") as bench:
@@ -296,9 +305,9 @@ def test_a_token_without_clients_to_dial_through_does_not_visit(run: Run, tmp_pa
     run(main())
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
+@one_loop
+def test_what_names_no_place_is_not_found(run: Run, tmp_path: Path) -> None:
+    targets = [
         "home/",
         "/10.0.0.5:22",
         "home/10.0.0.5",
@@ -307,17 +316,17 @@ def test_a_token_without_clients_to_dial_through_does_not_visit(run: Run, tmp_pa
         "Home/10.0.0.5:22",
         "home/10.0.0.5:70000",
         "home/a/b:1",
-    ],
-)
-def test_what_names_no_place_is_not_found(run: Run, tmp_path: Path, target: str) -> None:
+    ]  # fmt: skip
+
     async def main() -> None:
         async with relay(tmp_path / "r") as bench:
             home, _ = await bench.client("home")
             visitor, _ = await bench.client("", "other", await visitors(bench, "*"))
-            for number, service in ((1, 0), (3, 1)):
-                request = wire.Open(0, MIB, service, "", target if not service else "home/10.0.0.5:22")
-                await visitor.send(wire.frame(Kind.OPEN, number, wire.pack_open(request)))
-                assert await visitor.half(number) == (b"", Kind.RESET, Code.NO_SERVICE)
+            asked = [wire.Open(0, MIB, 0, "", target) for target in targets]
+            asked.append(wire.Open(0, MIB, 1, "", "home/10.0.0.5:22"))
+            for number, request in enumerate(asked):
+                await visitor.send(wire.frame(Kind.OPEN, 2 * number + 1, wire.pack_open(request)))
+                assert await visitor.half(2 * number + 1) == (b"", Kind.RESET, Code.NO_SERVICE), request
             with pytest.raises(BlockingIOError):
                 home.sock.recv(1)
 
@@ -327,6 +336,7 @@ def test_what_names_no_place_is_not_found(run: Run, tmp_path: Path, target: str)
 # --- not there ---------------------------------------------------------------------------------------------------------
 
 
+@one_loop
 def test_an_unknown_client_and_one_that_is_away(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with relay(tmp_path / "r") as bench:
@@ -343,6 +353,7 @@ def test_an_unknown_client_and_one_that_is_away(run: Run, tmp_path: Path, caplog
     run(main())
 
 
+@one_loop
 def test_a_target_that_refuses(
     run: Run, tmp_path: Path, target: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -375,6 +386,7 @@ def test_a_target_that_does_not_answer(run: Run, tmp_path: Path, caplog: pytest.
     run(main())
 
 
+@one_loop
 def test_a_client_that_says_nothing(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with relay(tmp_path / "r", Limits(answer_time=0.2)) as bench:
@@ -497,6 +509,7 @@ def test_both_directions_stand_still_and_go_on(run: Run, tmp_path: Path, target:
     run(main())
 
 
+@one_loop
 def test_who_stands_still_holds_nobody_else_up(run: Run, tmp_path: Path, target: socket.socket) -> None:
     """There all connections of a client share one reader, and a full buffer stops it."""
 
