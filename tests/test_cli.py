@@ -54,7 +54,14 @@ def fastrelay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ("server", "client", "demo", "token", "key")),
+        ((), ("server", "client", "forward", "dial", "list", "demo", "token", "key")),
+        (
+            ("forward",),
+            ("RELAY", "NAME", "LOCAL", "--token-file", "--client-cert", "--pin", "--state", "--limit", "--loop"),
+        ),
+        (("dial",), ("RELAY", "NAME", "--token-file", "--state", "--loop", "ProxyCommand")),
+        (("list",), ("RELAY", "--token-file", "--state", "--loop")),
+        (("token", "new"), ("--reach",)),
         (
             ("server",),
             ("--bind", "--ports", "--advertise", "--state", "--cert", "--key", "--plaintext", "--audit", "--loop"),
@@ -238,6 +245,15 @@ def test_readme_shows_what_can_be_typed(
             ("client", "relay", "--expose", "22", "--token", "", "--client-cert", "/c", "--client-key", "/k"),
             "The token is empty",
         ),
+        (("forward", "relay.example", "no db", "--token", SECRET), "'no db' is not a name"),
+        (("forward", "relay.example", "db", "70000", "--token", SECRET), "'70000' is not a port"),
+        (("forward", "relay.example", "db", "here:there", "--token", SECRET), "'there' is not a port"),
+        (("forward", "-", "db", "--token", SECRET), "set FASTRELAY_RELAY"),
+        (("forward", "relay.example", "db"), "There is no token"),
+        (("dial", "relay.example", "", "--token", SECRET), "'' is not a name"),
+        (("dial", "relay.example"), "NAME"),
+        (("list",), "set FASTRELAY_RELAY"),
+        (("client", "relay.example", "--expose", "db=private://20022:5432", "--token", SECRET), "no public port"),
         (("demo", "--expose", "-1"), "-1"),
         (("server", "--audit", "-"), "stderr"),
         (("server", "--proxy-protocol", "10.0.0.1/8"), "10.0.0.0/8"),

@@ -7,11 +7,21 @@ import gc
 import weakref
 from pathlib import Path
 
+import pytest
+
 from fastrelay.config import ClientConfig, Exposure, Relay, Target
+from fastrelay.errors import Code
+from fastrelay.mux.stream import Stream
+from fastrelay.net.splice import End
 from fastrelay.roles.client import Client
+from fastrelay.roles.visits import Visit
 from fastrelay.state import ClientState
+from fastrelay.wire import Kind
 from tests.conftest import Run
-from tests.roles.test_server import LOCALHOST, RelayBench
+from tests.roles.test_server import LOCALHOST, RelayBench, relay
+from tests.support import pair
+from tests.support.callers import caller
+from tests.support.peers import End as End_
 from tests.support.tunnel import until
 
 
@@ -64,5 +74,49 @@ def test_nothing_of_a_tunnel_waits_for_the_collector(run: Run, tmp_path: Path) -
         for visitor in visitors:
             visitor.close()
         return [weakref.ref(part) for part in parts]
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["ends", "is reset", "is refused", "is lost"])
+def test_nothing_of_a_visit_waits_for_the_collector(run: Run, tmp_path: Path, how: str) -> None:
+    """Two streams, two ends of a splice and what they tell: of 50 visits to a private service nothing is left."""
+
+    def alive() -> int:
+        return sum(type(one) in (Stream, End, Visit) for one in gc.get_objects())
+
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench, caller(tmp_path / "c", bench.port, bench.token.text()) as at:
+            peer, _ = await bench.client()
+            await bench.expose(peer, 1, "db", kind="private")
+            gc.collect()
+            before = alive()
+            gc.disable()
+            try:
+                for _ in range(50):
+                    local = await at.visit()
+                    number = (await peer.frame(Kind.OPEN)).stream
+                    if how == "is refused":
+                        await peer.send(pair.reset(number, Code.REFUSED))
+                        assert await local.to_end() == (b"", End_.RESET)
+                        continue
+                    await peer.send(pair.accept(number, 100), pair.data(number, b"hello"))
+                    assert await local.read(5) == b"hello"
+                    if how == "ends":
+                        local.eof()
+                        assert await peer.half(number) == (b"", Kind.FIN, None)
+                        await peer.send(pair.fin(number))
+                        assert await local.to_end() == (b"", End_.EOF)
+                    elif how == "is reset":
+                        local.reset()
+                        await peer.half(number)
+                        await peer.send(pair.reset(number))
+                assert bench.server.runtime.edges == (50 if how == "is lost" else 0)
+                peer.close()
+                await until(lambda: not bench.server.runtime.edges, "the visits are over")
+                # A decoder that stands knows the last stream that it has fed.
+                await until(lambda: alive() <= before + 3, "all of it is freed", 5)
+            finally:
+                gc.enable()
 
     run(main())
