@@ -81,13 +81,18 @@ class Embedded(Client):
         number = self._kept(exposure)
         if number:
             del self._dropped[number]
+        else:
+            self._number = number = self._number + 1
+        self._exposures[number] = exposure
+        if accept is not None:
+            self._accepts[number] = accept
+        if number in self._served:
             self._serve(number, exposure)
-            self._take(number, exposure, accept)
             return number
-        self._number = number = self._number + 1
-        self._take(number, exposure, accept)
         answer = self._answers[number] = self.runtime.loop.create_future()
-        if self._session is not None:
+        if number in self._asked:
+            self._asked[number] = exposure
+        elif self._session is not None:
             self._ask(self._session, number, exposure)
         try:
             await answer
@@ -98,16 +103,11 @@ class Embedded(Client):
             del self._answers[number]
         return number
 
-    def _take(self, number: int, exposure: Exposure, accept: Accept | None) -> None:
-        self._exposures[number] = exposure
-        if accept is not None:
-            self._accepts[number] = accept
-
     def _kept(self, exposure: Exposure) -> int:
         """The number of a service that was dropped and that the relay keeps for us, if it is the same to visitors; 0 if there is none."""
         for number, old in self._dropped.items():
-            ports = (0, old.port, self._addresses[number].port)
-            if exposure.port in ports and _to_visitors(exposure) == _to_visitors(old):
+            known = self._addresses.get(number)
+            if exposure.port in (0, old.port, known and known.port) and _to_visitors(exposure) == _to_visitors(old):
                 return number
         return 0
 
@@ -119,7 +119,7 @@ class Embedded(Client):
         """Serve it no more: its visitors are refused from now on, those who are here go on."""
         exposure = self._exposures.pop(number, None)
         self._accepts.pop(number, None)
-        if exposure is not None and number in self._served:
+        if exposure is not None and (number in self._served or number in self._asked):
             self._dropped[number] = exposure
 
     def give_up(self, error: Exception) -> None:
@@ -135,6 +135,7 @@ class Embedded(Client):
                 answer.set_result(None)
 
     def _not_exposed(self, answer: wire.Exposed, exposure: Exposure, text: str) -> None:
+        self._dropped.pop(answer.service, None)
         waiting = self._answers.get(answer.service)
         if waiting is not None:
             if not waiting.done():

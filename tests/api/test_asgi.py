@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect as websocket
 from fastrelay import asgi
 from fastrelay.errors import StartError
 from tests.api.programs import joined, relay, tunnel
+from tests.api.test_cancellation import at_every_await
 from tests.conftest import Run
 from tests.support.tunnel import until
 
@@ -122,6 +123,26 @@ def test_an_app_that_does_not_start(run: Run, tmp_path: Path) -> None:
                 async with asgi.serve(app, home, "web"):
                     pass
             assert home.is_up
+
+    run(main())
+
+
+@pytest.mark.slow
+def test_cancelled_at_every_await(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with joined(tmp_path) as (server, home):
+
+            async def work() -> None:
+                async with asgi.serve(App(), home, "web", kind="private", drain=0):
+                    reader, writer = await server.open_connection("web")
+                    try:
+                        writer.write(REQUEST % (b"GET", 0, b""))
+                        assert b" 200 " in await reader.read()
+                    finally:
+                        writer.close()
+
+            await at_every_await(work, lambda: not home._client.runtime.edges)
+            await work()
 
     run(main())
 

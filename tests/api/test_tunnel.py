@@ -171,6 +171,25 @@ def test_what_is_exposed_again_gets_its_name_and_port_back(run: Run, tmp_path: P
     run(main())
 
 
+def test_who_gives_up_waiting_may_expose_it_again_at_once(run: Run, tmp_path: Path) -> None:
+    """The relay has been asked, and its answer is for the second one."""
+
+    async def main() -> None:
+        async with joined(tmp_path) as (_, home), local(echo) as port:
+            for again in range(3):
+                waiting = asyncio.ensure_future(home.expose(port, name="web")._make())
+                await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.wait({waiting})
+                if not waiting.cancelled():  # there was nothing to wait for
+                    waiting.result().close()
+                await asyncio.sleep(0.02 * again)
+            service = await home.expose(port, name="web")
+            assert await visit(service.host, service.port, b"hello") == b"hello"
+
+    run(main())
+
+
 def test_a_pool(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with relay(tmp_path) as server, local(echo) as port:

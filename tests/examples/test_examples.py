@@ -97,6 +97,7 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_a_webhook(state: Path) -> None:
     words = ["-q", "-p", "fastrelay.testing", "-p", "no:cacheprovider", "-W", "error", "-c", "/dev/null"]
     told = Example(state, "-m", "pytest", *words, str(HERE / "webhook.py")).run(
