@@ -190,11 +190,14 @@ class Tunnel(_Reaching):
         port: int | None = None,
         visitors: Iterable[str] = (),
         pool: bool = False,
+        proxy_protocol: str = "off",
     ) -> Service:
         """Let visitors reach a local service."""
 
         async def expose() -> api.Service:
-            return await self._tunnel.expose(target, name=name, port=port, visitors=visitors, pool=pool)
+            return await self._tunnel.expose(
+                target, name=name, port=port, visitors=visitors, pool=pool, proxy_protocol=proxy_protocol
+            )
 
         return Service(self._thread, self._thread.call(expose))
 

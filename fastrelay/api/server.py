@@ -20,6 +20,7 @@ from fastrelay.net import files
 from fastrelay.net.door import VisitorDoor
 from fastrelay.net.link import Link
 from fastrelay.net.runtime import Runtime
+from fastrelay.networks import parse_balancers
 from fastrelay.roles import server as roles
 from fastrelay.roles.places import Distant
 from fastrelay.roles.services import Service
@@ -54,6 +55,7 @@ class Server(Reaching):
         http_cert: Path | str | None = None,
         http_key: Path | str | None = None,
         domain: str = "",
+        proxy_protocol: Iterable[str] = (),
         limits: Iterable[str] = (),
         drain: float = 2.0,
     ) -> None:
@@ -79,6 +81,7 @@ class Server(Reaching):
             http_cert=None if http_cert is None else Path(http_cert),
             http_key=None if http_key is None else Path(http_key),
             domain=parse_host(domain) if domain else "",
+            balancers=parse_balancers(proxy_protocol),
         )
         self._relay: WholeRelay | None = None
         self._inside: _Inside | None = None

@@ -16,7 +16,7 @@ from fastrelay.api.client import Accept, Embedded, Program
 from fastrelay.api.making import Making, to_the_end
 from fastrelay.api.reaching import Reaching
 from fastrelay.auth import Token, parse_pin
-from fastrelay.config import ClientConfig, Exposure, host_name, parse_expose, parse_relay
+from fastrelay.config import ClientConfig, Exposure, assign_proxy, host_name, parse_expose, parse_relay
 from fastrelay.dialling import Rules
 from fastrelay.errors import Code, UnreachableError, UsageError
 from fastrelay.limits import Side, parse_limits
@@ -131,11 +131,13 @@ class Tunnel(Reaching):
         port: int | None = None,
         visitors: Iterable[str] = (),
         pool: bool = False,
+        proxy_protocol: str = "off",
     ) -> Making[Service]:
         """Let visitors reach a local service: a port, or a SPEC of `fastrelay client --expose`, such as `ssh=20022:192.168.1.7:22`.
 
         `name` and `port`, the public one, count instead of those of the SPEC; `visitors` are networks that may come, everybody if there are
-        none. With `pool` it is shared with other clients of the same token. `await` it, or `async with` it to end it with the block. Raises ExposeError, UsageError, UnreachableError.
+        none. With `pool` it is shared with other clients of the same token. `proxy_protocol` is `v1` or `v2` for a target that is to be told in a PROXY
+        header who the visitor is. `await` it, or `async with` it to end it with the block. Raises ExposeError, UsageError, UnreachableError.
         """
 
         async def make() -> Service:
@@ -144,8 +146,8 @@ class Tunnel(Reaching):
                 exposure = replace(exposure, name=name)
             if port is not None:
                 exposure = replace(exposure, port=port)
-            if pool:
-                exposure = replace(exposure, pool=True)
+            versions = assign_proxy((proxy_protocol,), (exposure.name,))
+            exposure = replace(exposure, pool=pool, proxy=versions[exposure.name])
             return await self._serve(exposure, visitors, None)
 
         return Making(make)

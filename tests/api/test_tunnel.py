@@ -202,6 +202,38 @@ def test_a_pool(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
+def test_whose_a_connection_is(run: Run, tmp_path: Path) -> None:
+    """A load balancer's header is believed, and told to a target that asks for one, or to a program."""
+
+    async def through(service: Any) -> bytes:
+        reader, writer = await asyncio.open_connection(service.host, service.port, local_addr=("127.0.0.9", 0))
+        writer.write(b"PROXY TCP4 192.0.2.9 198.51.100.1 51528 443\r\nhello")
+        writer.write_eof()
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    async def who(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(repr(writer.get_extra_info("peername")).encode())
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        async with relay(tmp_path, proxy_protocol=["127.0.0.9"]) as server, local(echo) as port:
+            async with tunnel(server, tmp_path) as home:
+                told = await home.expose(port, name="web", proxy_protocol="v1")
+                answer = await through(told)
+                assert answer == f"PROXY TCP4 192.0.2.9 127.0.0.1 51528 {port}\r\nhello".encode()
+                assert await through(await home.listen("me", who, kind="tcp")) == b"('192.0.2.9', 51528)"
+                with pytest.raises(UsageError, match="write v1 or v2"):
+                    await home.expose(port, proxy_protocol="v3")
+
+    run(main())
+
+
 # --- errors --------------------------------------------------------------------------------------------------------------
 
 
