@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -532,6 +533,10 @@ def test_a_proxy_that_ends_tls() -> None:
     for other in (("::1", 7444), ("127.0.0.1", 7443), None):
         assert not replace(server(behind_proxy=True, bind_host="::1"), http=other).one_port
     assert not replace(server(bind_host="::1"), http=("::1", 7443)).one_port
+    web: dict[str, Any] = {"https": ("::", 7443), "http_cert": Path("c"), "http_key": Path("k")}
+    assert replace(server(), **web, domain="home.example").one_port
+    refused(lambda: replace(server(), **web), "--domain")
+    refused(lambda: replace(server(behind_proxy=True), **web), "leave out --https, or --behind-proxy")
     assert not replace(server(behind_proxy=True, bind_port=0), http=("::", 0)).one_port
     assert client("22", relay="wss://r.example", behind_proxy=True).behind_proxy
     for relay in ("r.example", "ws://127.0.0.1", "tcp://127.0.0.1"):

@@ -17,7 +17,10 @@ _OPTIONS = (
         "With --behind-proxy it may be the address of --bind.",
     ),
     click.option(
-        "--https", metavar="HOST:PORT", show_envvar=True, help="The same under TLS, as in :443; with --http-cert."
+        "--https",
+        metavar="HOST:PORT",
+        show_envvar=True,
+        help="The same under TLS, as in :443; with --http-cert. It may be the address of --bind.",
     ),
     click.option(
         "--http-cert",

@@ -84,6 +84,15 @@ class ServerConfig:
                 "HTTPS needs an address, a certificate that browsers trust, and its key: give --https, --http-cert and --http-key together, or "
                 "none of them."
             )
+        if self.behind_proxy and self.https is not None:
+            raise UsageError(
+                "Behind a proxy that ends TLS nobody comes by HTTPS: leave out --https, or --behind-proxy."
+            )
+        if self.one_port and not self.behind_proxy and not self.domain:
+            raise UsageError(
+                "On one port it is the host's name that tells visitors from clients: say with --domain what visitors' names end in, or give --https "
+                "a port of its own."
+            )
         if not self.domain:
             return
         if self.http is None and self.https is None:
@@ -101,8 +110,9 @@ class ServerConfig:
 
     @property
     def one_port(self) -> bool:
-        """Whether tunnels and the HTTP front come through the same proxy to the same port."""
-        return self.behind_proxy and self.bind_port > 0 and self.http == (self.bind_host, self.bind_port)
+        """Whether tunnels and the HTTP front share a port: that of HTTPS, or of HTTP behind a proxy."""
+        other = self.http if self.behind_proxy else self.https
+        return self.bind_port > 0 and not self.plaintext and other == (self.bind_host, self.bind_port)
 
     @property
     def front(self) -> str:

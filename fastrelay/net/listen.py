@@ -93,6 +93,11 @@ class Knock(Stranger):
         self.stands = False  # TLS included: from now on the link closes it
 
 
+Others = Callable[[bytes, socket.socket, Address | None], bool]
+"""Whether it takes a connection from here; asked with its ClientHello, or its head behind a proxy, none of which is read, and with whom a load
+balancer has named."""
+
+
 class TunnelDoor:
     """Where clients connect. Nothing is begun for a connection before its ClientHello is there and it is its turn (`net.gate`): one in TLS
     costs many times as much as one that waits. Whoever made the door tells it when a link is admitted or has ended.
@@ -114,8 +119,8 @@ class TunnelDoor:
         self._balancers = None if balancers is None else Balancers(runtime, balancers)
         self._sock = sock
         self._proxied = proxied
-        self.others: Callable[[bytes, socket.socket], bool] | None = None
-        """Behind a proxy, who may take a connection that is not for a tunnel: asked with what it has said, which is not read yet."""
+        self.others: Others | None = None
+        """Who may take a connection that is not for a tunnel."""
         self.context = context
         """For handshakes from now on; those that have begun go on with the one they have."""
         self._make = make
@@ -217,7 +222,7 @@ class TunnelDoor:
             wanted = _client_hello(said, most) if self.context else head_size(said) if self._proxied else 1
             if len(said) >= wanted:
                 self._stop_reading(knock)
-                if self.others is not None and self.others(said, knock.sock):
+                if self.others is not None and self.others(said, knock.sock, knock.behind):
                     self._part(knock)
                     return
                 if self._proxied and (whose := forwarded_for(said)) is not None:

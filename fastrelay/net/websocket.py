@@ -169,6 +169,8 @@ class WebSocket(Unframer, Layer):
             self._say_close()
         elif self._out.can_write_eof():
             self._out.write_eof()
+        else:  # TLS says so, and waits for the other side's word
+            self._out.close()
 
     def close(self) -> None:
         self._say_close()

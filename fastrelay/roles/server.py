@@ -24,7 +24,7 @@ from fastrelay.mux.greeting import RelayGreeting
 from fastrelay.net.hold import Holder
 from fastrelay.net.keys import Shown, settle
 from fastrelay.net.link import Core, Link
-from fastrelay.net.listen import TunnelDoor, listen
+from fastrelay.net.listen import Others, TunnelDoor, listen
 from fastrelay.net.memory import bound
 from fastrelay.net.runtime import Runtime
 from fastrelay.net.tls import Identity, shown_key
@@ -56,9 +56,7 @@ class Server:
         self.held = Holder(self.runtime, config.bind_host)
         self.pools: dict[str, Pool] = {}  # by their owners
         self.sites: Sites | None = None  # where HTTP services are
-        self.others: Callable[[bytes, socket.socket], bool] | None = (
-            None  # who takes what asks for no tunnel, see TunnelDoor
-        )
+        self.others: Others | None = None  # who takes what asks for no tunnel
         self.fronts: list[tuple[str, int]] = []  # schemes and ports of doors beside this one
         self.looks: list[Callable[[], object]] = []  # at files of theirs, which may have been replaced
         self.port = 0  # for tunnels; once started

@@ -252,7 +252,7 @@ def test_http_at_the_tunnel_port(relay: Server, alpn: list[str]) -> None:
     relay.logs("client.refused", "it was answered 404 Not Found")
 
 
-# --- one port for all, behind a proxy ---------------------------------------------------------------------------------------
+# --- one port for all ---------------------------------------------------------------------------------------------------------
 
 
 def ask(address: Address, host: str, path: str = "/", forwarded: str = "192.0.2.7") -> bytes:
@@ -279,6 +279,7 @@ def serve(listener: socket.socket, times: int) -> list[bytes]:
     return heads
 
 
+@pytest.mark.slow
 def test_one_port_for_tunnels_and_the_web(tmp_path: Path) -> None:
     """What a platform with a single port needs: a tunnel and the visitors of its services come through the same proxy."""
     address = ("127.0.0.1", free_port())
@@ -305,3 +306,44 @@ def test_one_port_for_tunnels_and_the_web(tmp_path: Path) -> None:
             with connect(address) as sock:
                 sock.sendall(b"\x16\x03\x01\x00\x05hello")
                 assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def test_one_port_for_everything_under_tls(tmp_path: Path) -> None:
+    """Native tunnels by ALPN, visitors by the host that they ask for, and what is left are tunnels inside WebSocket."""
+    address = ("127.0.0.1", free_port())
+    where = f"127.0.0.1:{address[1]}"
+    cert, key = Authority(tmp_path / "ca").issue("web", host="127.0.0.1")
+    options = ("--https", where, "--http-cert", str(cert), "--http-key", str(key), "--domain", "home.test")
+    with (
+        Server(tmp_path / "server", BEST, *options, bind=where) as server,
+        socket.create_server(("127.0.0.1", 0)) as web,
+    ):
+        exposed = [f"web=http://127.0.0.1:{web.getsockname()[1]}"]
+        with Client(server.url, server.token(), tmp_path / "a", expose=exposed, name="native") as native:
+            assert native.line(0) == f"https://web.home.test:{address[1]}"
+            inside = server.url.replace("tls://", "wss://")
+            listed = once("list", inside, state=tmp_path / "b", token=server.token())
+            assert listed.returncode == 0, listed.stderr
+            serving = background(serve, web, 1)
+            shown = {
+                host: https(address, host, path)
+                for host, path in (("web.home.test", "/"), ("home.test", "/healthz"), ("other.test", "/"))
+            }
+            serving.result(TIMEOUT)
+        assert shown["web.home.test"][0] == shown["home.test"][0] == ssl.PEM_cert_to_DER_cert(cert.read_text())
+        assert shown["web.home.test"][1].endswith(b"hello") and b" 200 " in shown["home.test"][1]
+        assert shown["other.test"][0] != shown["home.test"][0] and b" 404 " in shown["other.test"][1]
+
+
+def https(address: Address, host: str, path: str) -> tuple[bytes | None, bytes]:
+    """A request of a browser: the certificate that it was shown, and the answer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with context.wrap_socket(connect(address), server_hostname=host) as sock:
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        shown, answer = sock.getpeercert(binary_form=True), b""
+        while data := sock.recv(4096):
+            answer += data
+        return shown, answer

@@ -483,7 +483,7 @@ def test_behind_a_proxy_what_asks_for_no_tunnel_may_be_anothers(run: Run) -> Non
         bench = TunnelBench(None, proxied=True, handshake_time=0.1)
         taken: list[socket.socket] = []
 
-        def take(said: bytes, sock: socket.socket) -> bool:
+        def take(said: bytes, sock: socket.socket, behind: object) -> bool:
             if said.startswith(b"GET /tunnel "):
                 return False
             taken.append(sock)

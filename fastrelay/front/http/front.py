@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastrelay import wire
 from fastrelay.config import join_host
 from fastrelay.errors import StartError
 from fastrelay.front.http.doors import Doors
@@ -12,8 +13,10 @@ from fastrelay.front.http.lobby import Lobby
 from fastrelay.front.http.own import Own
 from fastrelay.front.http.seeker import Seeker
 from fastrelay.front.http.tls import HttpsVisitor
+from fastrelay.net.balancers import Address, Renamed
 from fastrelay.net.door import VisitorDoor, let_in
 from fastrelay.net.heads import END, asks_for_tunnel
+from fastrelay.net.hello import asked
 from fastrelay.net.keys import Shown
 from fastrelay.net.listen import listen
 from fastrelay.roles.refusals import why
@@ -38,8 +41,8 @@ class HttpFront:
         Doors(server).add_to(self.own)
         ports: dict[str, int] = {}
         try:
-            if config.one_port:
-                server.others = self._take
+            if config.one_port and config.behind_proxy:
+                server.others = self._take_by_path
                 ports["https"] = 443  # as far as visitors are concerned
             elif config.http is not None:
                 ports["http"] = self._listen(config.http, "http", self._plain)
@@ -48,7 +51,11 @@ class HttpFront:
                 assert config.http_key is not None
                 self._shown = Shown((config.http_cert, config.http_key), own=False, web=True)
                 server.looks.append(self._shown.look)
-                ports["https"] = self._listen(config.https, "https", self._secret)
+                if config.one_port:
+                    server.others = self._take_by_host
+                    ports["https"] = config.bind_port
+                else:
+                    ports["https"] = self._listen(config.https, "https", self._secret)
         except BaseException:
             self.close()
             raise
@@ -90,18 +97,33 @@ class HttpFront:
         self._doors.append(door)
         return door.port
 
-    def _take(self, said: bytes, sock: socket.socket) -> bool:
-        """What has come to the port of tunnels and asks for none."""
-        server = self._server
-        if END not in said or asks_for_tunnel(said, server.config.websocket_path):
+    # --- on the port of tunnels ----------------------------------------------------------------------------------------
+
+    def _take_by_path(self, said: bytes, sock: socket.socket, behind: Address | None) -> bool:
+        """Behind a proxy: what asks for no tunnel."""
+        if END not in said or asks_for_tunnel(said, self._server.config.websocket_path):
             return False
-        if server.runtime.full:
-            server.runtime.tell_full()
+        self._let_in(sock, Seeker(self._server.runtime, self._hosts.route, "https", self._lobby, proxied=True), behind)
+        return True
+
+    def _take_by_host(self, said: bytes, sock: socket.socket, behind: Address | None) -> bool:
+        """In TLS: what asks for a name under the domain, but for the relay's own, and for no tunnel by ALPN."""
+        config = self._server.config
+        host, protocols = asked(said)
+        under = host == config.domain or host.endswith(f".{config.domain}")
+        if not under or host == config.advertise or wire.ALPN.encode() in protocols:
+            return False
+        self._let_in(sock, self._secret(), behind)
+        return True
+
+    def _let_in(self, sock: socket.socket, visitor: Seeker, behind: Address | None) -> None:
+        runtime = self._server.runtime
+        if runtime.full:
+            runtime.tell_full()
             sock.close()
         else:
-            visitor = Seeker(server.runtime, self._hosts.route, "https", self._lobby, proxied=True)
-            server.runtime.spawn(server.runtime.loop.create_task(let_in(server.runtime, sock, visitor)))
-        return True
+            made = None if behind is None else Renamed(visitor, behind)
+            runtime.spawn(runtime.loop.create_task(let_in(runtime, sock, visitor, made)))
 
     def _plain(self) -> Seeker:
         return Seeker(self._server.runtime, self._hosts.route, "http", self._lobby)
