@@ -72,13 +72,14 @@ class PrivateService(Door):
     """A local port of `fastrelay forward`."""
 
     def open(self, stack: contextlib.ExitStack) -> None:
-        server = stack.enter_context(Server(self.home / "server", self.way))
-        token = server.token()
+        loop = self.way.loop
+        self.server = stack.enter_context(Server(self.home / "server", self.way))
+        url, token = self.server.url, self.server.token()
         expose = [f"{TARGET}=private://{spec(self.target)}"]
-        client = stack.enter_context(Client(server.url, token, self.home / "client", expose=expose, loop=self.way.loop))
-        assert client.line(0) == f"fastrelay://{TARGET}"
-        forward = stack.enter_context(Forward(server.url, token, self.home / "visitor", TARGET, loop=self.way.loop))
-        self.address = forward.address
+        self.client = stack.enter_context(Client(url, token, self.home / "client", expose=expose, loop=loop))
+        assert self.client.line(0) == f"fastrelay://{TARGET}"
+        self.forward = stack.enter_context(Forward(url, token, self.home / "visitor", TARGET, loop=loop))
+        self.address = self.forward.address
 
 
 class DialThrough(Door):

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.doors import TARGET, PrivateService
+from tests.e2e.test_half_close import crosses
 from tests.e2e.test_ssh import Sshd, run
 from tests.support import need
 from tests.support.payload import Checker, Keystream
 from tests.support.peers import (
     Address,
+    Pump,
     accept,
     background,
     connect,
@@ -33,7 +36,19 @@ from tests.support.peers import (
     send_and_end,
     until,
 )
-from tests.support.processes import ROOT, Client, Forward, Process, Server, environment, fastrelay, message, once, spec
+from tests.support.processes import (
+    BEST,
+    ROOT,
+    Client,
+    Forward,
+    Process,
+    Server,
+    environment,
+    fastrelay,
+    message,
+    once,
+    spec,
+)
 
 MIB = 1 << 20
 
@@ -189,6 +204,61 @@ def test_forward_says_why_a_visitor_was_reset(setting: Setting) -> None:
         assert "no private service 'nowhere'" in message(forward.logs("target.failed"))
         forward.signal(signal.SIGTERM)
         assert forward.wait() == 0
+
+
+# --- forward -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["server", "client", "forward"])
+def test_a_process_that_is_killed_resets_both_ends_and_all_comes_back(tmp_path: Path, who: str) -> None:
+    """kill -9 with 20 connections; of a client or relay that is started again the next visitor does not know that it was gone."""
+    with PrivateService(tmp_path, BEST) as door, contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(door.pair()) for _ in range(20)]
+        start = time.monotonic()
+        getattr(door, who).kill()
+        for pair in pairs:
+            assert hang_up(pair.visitor) and hang_up(pair.target), "a reset, not an end"
+        assert time.monotonic() - start < 2
+        if who == "forward":
+            return
+        url, token = door.server.url, door.server.token()
+        if who == "server":
+            stack.enter_context(Server(tmp_path / "server", BEST, bind=url.removeprefix("tls://")))
+        else:
+            expose = [f"{TARGET}=private://{spec(door.target)}"]
+            stack.enter_context(Client(url, token, tmp_path / "client", expose=expose))
+
+        def passes() -> bool:
+            try:
+                with door.connect() as visitor:
+                    visitor.sendall(b"are you there?")
+                    with accept(door.listener, 0.2) as target:
+                        return exactly(target, 14) == b"are you there?"
+            except (OSError, AssertionError):
+                return False
+
+        until(passes, "a new visitor gets through", 20)
+
+
+@pytest.mark.slow
+def test_who_does_not_read_stalls_nobody_else(tmp_path: Path) -> None:
+    """Four connections are flooded in both directions, and nobody reads; the fifth carries 4 MiB there and back, and the relay keeps little."""
+    with PrivateService(tmp_path, BEST) as door, contextlib.ExitStack() as stack:
+        stuck = [stack.enter_context(door.pair()) for _ in range(4)]
+        before = door.server.rss()
+        flows = [
+            (end, Keystream((at, side)))
+            for at, pair in enumerate(stuck)
+            for side, end in enumerate((pair.visitor, pair.target))
+        ]
+        with Pump(flows) as pump:
+            until(pump.stuck, "credit has stopped the floods")
+            with door.pair() as pair:
+                crosses(pair.visitor, pair.target, "request", 4 * MIB)
+                crosses(pair.target, pair.visitor, "answer", 4 * MIB)
+            assert pump.stuck()
+        assert door.server.rss() - before < 32 * 1024, "KiB"
 
 
 # --- ssh ---------------------------------------------------------------------------------------------------------------

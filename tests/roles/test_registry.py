@@ -206,6 +206,7 @@ steps = st.lists(
         st.tuples(st.just("claim"), names, st.sampled_from(["one", "two"])),
         st.tuples(st.just("release"), names, st.just("")),
         st.tuples(st.just("offer"), names, st.sampled_from(["x", "y", "z"]), st.sampled_from([0, 20_000, 20_003, 1])),
+        st.tuples(st.just("private"), names, st.sampled_from(["x", "y"])),
         st.tuples(st.just("wait"), st.sampled_from([1.0, DAY / 2, DAY * 1.1])),
     ),
     max_size=60,
@@ -253,6 +254,16 @@ def test_nobody_ever_has_what_is_anothers(script: list[tuple[str, ...]]) -> None
             assert not others & set(ports)
             if ports:
                 reg.grant(name, service, ports[-1])
+        elif step[0] == "private" and step[1] in here:
+            _, name, service = step
+            refused_ = reg.offer_name(name, service, now).error
+            owners = {other for other, kept_ in reg.reservations(now).items() if service in kept_.named}
+            assert refused_ == ("" if owners <= {name} else "name-taken" if owners & here.keys() else "name-reserved")
+            if not refused_:
+                reg.grant_name(name, service, "first")
+        all_named = [service for kept_ in reg.reservations(now).values() for service in kept_.named]
+        assert len(all_named) == len(set(all_named)), "a private service has one owner"
+        assert set(reg._named) == set(all_named)
         given_out = [port for kept_ in reg.reservations(now).values() for port in kept_.ports.values()]
         assert len(given_out) == len(set(given_out)), "a port has one owner"
         assert set(reg._owner) == set(given_out)
