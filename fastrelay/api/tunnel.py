@@ -214,6 +214,10 @@ class Tunnel(Reaching):
                 exposure = replace(exposure, visitors=read(texts))
             except ValueError as why:
                 raise UsageError(f"The visitors of {exposure.name} are not understood: {why}.") from None
+        if not self.name:
+            raise UsageError(
+                f"This tunnel has no name, so it serves nothing: give `connect` one to expose {exposure.name}."
+            )
         if self._running.done():
             raise UnreachableError(f"The tunnel to {self.relay} is closed.")
         return Service(self._client, await self._client.expose(exposure, accept), exposure)

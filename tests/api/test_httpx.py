@@ -12,6 +12,7 @@ import pytest
 
 from fastrelay.httpx import Transport
 from tests.api.programs import joined, local
+from tests.api.test_cancellation import at_every_await
 from tests.conftest import Run
 from tests.support.certificates import Authority
 
@@ -107,6 +108,22 @@ def test_errors_are_of_its_own_kinds(run: Run, tmp_path: Path) -> None:
                     await http.get("http://jobs/slow")
                 with pytest.raises(httpx2.ReadError):
                     await http.get("http://jobs/broken")
+
+    run(main())
+
+
+@pytest.mark.slow
+def test_cancelled_at_every_await(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with joined(tmp_path) as (server, home), home.listen("jobs", Site()):
+
+            async def work() -> None:
+                async with httpx2.AsyncClient(transport=Transport(server)) as http:
+                    assert (await http.post("http://jobs/", content=bytes(1000))).content == b"/" + bytes(1000)
+
+            runtime = server._running.runtime
+            await at_every_await(work, lambda: not runtime.edges)
+            await work()
 
     run(main())
 

@@ -288,6 +288,16 @@ def test_a_service_that_is_refused_leaves_the_tunnel_as_it_is(run: Run, tmp_path
     run(main())
 
 
+def test_a_tunnel_without_a_name_serves_nothing(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with relay(tmp_path) as server, tunnel(server, tmp_path, "") as visitor:
+            with pytest.raises(UsageError, match="no name"):
+                await visitor.expose(22)
+            assert visitor.is_up
+
+    run(main())
+
+
 def test_who_may_visit(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with joined(tmp_path) as (_, home):
