@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from fastrelay.mux.stream import Stream
 from fastrelay.net.dial import Dial, Resolver, Share, Turn
 from fastrelay.net.edge import Edge
 from fastrelay.net.link import Link
+from fastrelay.net.lookups import Lookups
 from fastrelay.net.notices import Notices
 from fastrelay.net.proxy_header import announce
 from fastrelay.net.runtime import Runtime
@@ -72,7 +72,7 @@ class Client(Uplink):
         self._served: dict[int, _Way] = {}  # to what the relay has answered for: all services that OPEN may name
         self._resolver = Resolver(self.runtime.loop)
         self._dials = asyncio.Semaphore(config.limits.dials)
-        self._lookups = ThreadPoolExecutor(_LOOKUPS, "fastrelay-lookup")  # a thread is made when there is work for it
+        self._lookups = Lookups(_LOOKUPS)
         self._named = Resolver(self.runtime.loop, self._lookups)
         self._named_dials = Share(self._dials, max(1, config.limits.dials // 2))
         self._dialling = 0  # those that wait for their turn as well
@@ -80,7 +80,7 @@ class Client(Uplink):
 
     async def close(self) -> None:
         await super().close()
-        self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._lookups.shutdown()
         self._complaints.close()
 
     def _stands(self, session: Session) -> None:
