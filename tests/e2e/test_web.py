@@ -206,7 +206,7 @@ def test_a_client_that_goes_and_comes(tmp_path: Path) -> None:
                 assert head(target).startswith(b"GET /again ")
                 # The relay goes down: this is answered, and then its connection ends.
                 web.server.signal(signal.SIGTERM)
-                web.server.logs("draining")
+                peers.until(lambda: not peers.listens(web.http), "nobody new comes in")
                 target.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
                 assert b"\r\nConnection: close\r\n" in head(visitor)
                 assert peers.exactly(visitor, 2) == b"ok" and visitor.recv(1) == b""

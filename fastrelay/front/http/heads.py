@@ -1,33 +1,30 @@
 """Heads written anew: what is of one hop is left out, and whose request it is is said (RFC 9110 7.6.1, RFC 7239). Pure.
 
-What a visitor says about who it is, is not believed: X-Forwarded-* and Forwarded are the relay's own.
+What a visitor says about who it is, is not believed: X-Forwarded-* and Forwarded are the relay's own. All other lines stay as they came.
 """
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Final
 
 from fastrelay.front.http.messages import Fields, Request, Response, members
 
-_HOP: Final = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"upgrade",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-    )
-)
+
+def _lines(*names: bytes) -> re.Pattern[bytes]:
+    """All lines of these fields, each with the CRLF before it."""
+    return re.compile(rb"(?i)\r\n(?:%b):[^\r]*" % b"|".join(map(re.escape, names)))
+
+
+_RESPONSE: Final = _lines(b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"proxy-authenticate")
 """Of one hop. Transfer-Encoding and Trailer are too, but a body is passed on in the coding that it has."""
-_OURS: Final = frozenset(
-    (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port", b"x-real-ip")
+_REQUEST: Final = _lines(
+    *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"proxy-authorization"),
+    *(b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port", b"x-real-ip"),
 )
-_NOT_FORWARDED: Final = _HOP | _OURS
-_FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"host"))
-"""What Connection may not name: left out, the message would be another."""
+_STAYS: Final = frozenset((b"content-length", b"transfer-encoding", b"host", b"close", b"keep-alive", b"upgrade"))
+"""What Connection may not name, as the message would be another without; and what it names that is no field, or is gone anyway."""
 
 
 def request(
@@ -36,16 +33,26 @@ def request(
     """The head for the target. `visitor` is an address without port, `scheme` http or https; `without` names more fields (lower case)
     to leave out; `host` stands in place of Host where it is given.
     """
-    lines = [b"%b %b HTTP/%b" % (head.method, head.target, head.version.encode())]
-    drop = _NOT_FORWARDED
-    if host:
-        lines.append(b"Host: " + host)
-        drop = drop | {b"host"}
-    lines += _kept(head.fields, drop | without if without else drop)
-    lines.append(_whose(visitor, head.host, scheme))
-    if b"trailers" in members(head.fields, b"te"):
-        lines.append(b"TE: trailers")
-    return _whole(lines, head.upgrade, head.keep_alive, head.version)
+    kept = _without(head.fields, _REQUEST)
+    if without or host:
+        kept = _lines(*without, *((b"host",) if host else ())).sub(b"", kept)
+    return b"".join(
+        (
+            *(head.method, b" ", head.target, b" HTTP/", head.version.encode()),
+            b"\r\nHost: " + host if host else b"",
+            kept,
+            _whose(visitor, head.host, scheme),
+            b"TE: trailers\r\n" if b"te" in head.fields.known and b"trailers" in members(head.fields, b"te") else b"",
+            _connection(head.upgrade, head.keep_alive, head.version),
+        )
+    )
+
+
+def response(head: Response) -> bytes:
+    """The head for the visitor."""
+    line = b"HTTP/%b %d %b" % (head.version.encode(), head.status, head.reason)
+    end = _connection(head.upgrade, head.keep_alive or head.status < 200, head.version)
+    return b"".join((line, _without(head.fields, _RESPONSE), end))
 
 
 @lru_cache(1024)
@@ -56,30 +63,23 @@ def _whose(visitor: str, raw: bytes, scheme: str) -> bytes:
     quote = '"' if ":" in shown + host else ""
     return (
         f"X-Forwarded-For: {visitor}\r\nX-Forwarded-Host: {host}\r\nX-Forwarded-Proto: {scheme}\r\n"
-        f"Forwarded: for={quote}{shown}{quote};host={quote}{host}{quote};proto={scheme}"
+        f"Forwarded: for={quote}{shown}{quote};host={quote}{host}{quote};proto={scheme}\r\n"
     ).encode()
 
 
-def response(head: Response) -> bytes:
-    """The head for the visitor."""
-    lines = [b"HTTP/%b %d %b" % (head.version.encode(), head.status, head.reason)]
-    lines += _kept(head.fields, _HOP)
-    return _whole(lines, head.upgrade, head.keep_alive or head.status < 200, head.version)
+def _without(fields: Fields, lines: re.Pattern[bytes]) -> bytes:
+    """The fields but these lines, and those that Connection names: a CRLF before each and one behind the last."""
+    kept = lines.sub(b"", fields.raw)
+    if b"connection" not in fields.known:
+        return kept
+    named = [member for member in members(fields, b"connection") if member not in _STAYS]
+    return _lines(*named).sub(b"", kept) if named else kept
 
 
-def _kept(fields: Fields, drop: frozenset[bytes]) -> list[bytes]:
-    """The lines of those that are not to drop, nor named in Connection."""
-    if b"connection" in fields.names:
-        drop |= frozenset(members(fields, b"connection")) - _FRAMING
-    return [b": ".join(field) for field in fields if field[0].lower() not in drop]
-
-
-def _whole(lines: list[bytes], upgrade: bytes, keep_alive: bool, version: str) -> bytes:
+def _connection(upgrade: bytes, keep_alive: bool, version: str) -> bytes:
+    """The last lines of a head."""
     if upgrade:
-        lines += (b"Upgrade: " + upgrade, b"Connection: upgrade")
-    elif not keep_alive:
-        lines.append(b"Connection: close")
-    elif version == "1.0":
-        lines.append(b"Connection: keep-alive")
-    lines += (b"", b"")
-    return b"\r\n".join(lines)
+        return b"Upgrade: %b\r\nConnection: upgrade\r\n\r\n" % upgrade
+    if not keep_alive:
+        return b"Connection: close\r\n\r\n"
+    return b"Connection: keep-alive\r\n\r\n" if version == "1.0" else b"\r\n"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final
 
@@ -69,8 +70,9 @@ class Hosts:
         return Way(backend, request, without=_LOGIN)
 
 
+@lru_cache(1024)
 def host_of(raw: bytes) -> str:
-    """A Host, in lower case, without port and brackets."""
+    """A Host, in lower case, without port and brackets; most visitors name the same again."""
     text = raw.decode("ascii")
     if text.startswith("["):
         return text[1 : text.index("]")]

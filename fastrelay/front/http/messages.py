@@ -10,7 +10,7 @@ Invariant: what is passed on has been read by the parser before, and a message e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 import httptools
@@ -21,29 +21,63 @@ MOST_HEAD: Final = 16_384
 """Bytes of a head."""
 MOST_FIELDS: Final = 100
 
-Field = tuple[bytes, bytes]
-"""(name as it came, value)"""
+
+_KNOWN: Final = (b"connection", b"content-length", b"host", b"te", b"transfer-encoding", b"upgrade")
+_FIND: Final = re.compile(rb"(?i)\r\n(%b):([^\r]*)" % b"|".join(_KNOWN))
+_WHITE: Final = b" \t"
 
 
-class Fields(list[Field]):
-    """The fields of a head, in order. `names` are theirs in lower case: most questions are about one that is not there."""
+class Fields:
+    """The fields of a head. `raw` are their lines as they came, a CRLF before each and one behind the last.
 
-    __slots__ = ("names",)
+    llhttp has taken the head before, and is strict: no line is folded, CR and LF stand at its end alone, and nothing between a name and its
+    colon. So where a field begins and ends can be seen two ways by nobody.
+    """
 
-    def __init__(self, fields: Iterable[Field] = ()) -> None:
-        super().__init__(fields)
-        self.names = {name.lower() for name, _ in self}
+    __slots__ = ("known", "raw")
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self.known: dict[bytes, list[bytes]] = {}
+        """What a relay asks for in every head, found in one pass: values by names in lower case."""
+        known = self.known
+        for came, value in _FIND.findall(raw):
+            name = came.lower()
+            if name in known:
+                known[name].append(value.strip(_WHITE))
+            else:
+                known[name] = [value.strip(_WHITE)]
 
     @classmethod
-    def none(cls) -> Fields:
-        """Those of a head that has not begun."""
-        fields = cls.__new__(cls)
-        fields.names = set()
-        return fields
+    def of(cls, fields: Iterable[tuple[bytes, bytes]]) -> Fields:
+        """Those with these names and values."""
+        return cls(b"\r\n" + b"".join(b"%b: %b\r\n" % field for field in fields))
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        """(name as it came, value), in order."""
+        for line in self.raw.split(b"\r\n")[1:-1]:
+            name, _, value = line.partition(b":")
+            yield name, value.strip(_WHITE)
+
+    def __len__(self) -> int:
+        return self.raw.count(b"\r\n") - 1
+
+    def values(self, name: bytes) -> list[bytes]:
+        """The values of all fields called `name` (lower case)."""
+        if name in _KNOWN:
+            return self.known.get(name, [])
+        return [value for field, value in self if field.lower() == name]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fields) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 _BLANK: Final = b"\r\n\r\n"
 _SPACE: Final = 0x20
+_REASON: Final = len("HTTP/1.1 200 ")
+_NONE: Final = Fields(b"\r\n")
 _HOST: Final = re.compile(rb"([a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _TARGET: Final = re.compile(rb"(?i:https?)://([^/?#]*)([^#]*)")
 _PROTOCOL: Final = re.compile(rb"[!-~]{1,64}")
@@ -74,15 +108,13 @@ class Response(NamedTuple):
 
 def values(fields: Fields, name: bytes) -> list[bytes]:
     """The values of all fields called `name` (lower case)."""
-    return [value for field, value in fields if field.lower() == name] if name in fields.names else []
+    return fields.values(name)
 
 
 def members(fields: Fields, name: bytes) -> list[bytes]:
     """The members of a list field (RFC 9110, 5.6.1), in lower case."""
-    if name not in fields.names:
-        return []
-    found = (member.strip(b" \t").lower() for value in values(fields, name) for member in value.split(b","))
-    return [member for member in found if member]
+    found = fields.values(name)
+    return [member for part in b",".join(found).lower().split(b",") if (member := part.strip(_WHITE))] if found else []
 
 
 class _Messages:
@@ -93,7 +125,7 @@ class _Messages:
     def __init__(self) -> None:
         self.in_body = False
         """Whether what comes next belongs to a body; else it belongs to a head."""
-        self.fields = Fields.none()
+        self.fields = _NONE
         self._raw = b""  # of a head that is not whole
         self._left: int | None = None  # bytes of a body whose length is known
         self._chunked = False
@@ -107,10 +139,12 @@ class _Messages:
         """Begin anew with the next message, whatever the parser expects of this one."""
         raise NotImplementedError
 
-    def take_head(self, data: memoryview) -> int:
+    def take_head(self, data: bytes | memoryview) -> int:
         """Take bytes of a head, up to its end; `whole` says whether it was reached. Returns how many. Raises MessageError."""
         before = len(self._raw)
-        raw = self._raw + data[: MOST_HEAD + 1 - before]
+        most = MOST_HEAD + 1 - before
+        fresh = bytes(data if len(data) <= most else data[:most])
+        raw = self._raw + fresh if before else fresh
         end = raw.find(_BLANK, max(0, before - 3)) + len(_BLANK)
         self._headed = False
         if end < len(_BLANK):
@@ -120,14 +154,18 @@ class _Messages:
             return len(data)
         head = raw[:end]
         self._raw = b""
-        self.fields = Fields.none()
+        self._done = False
         self._feed(head)
-        if not self._headed or not self._is_http(head if head[0] > _SPACE else head.lstrip(b"\r\n")):
+        if head[0] <= _SPACE:
+            head = head.lstrip(b"\r\n")
+        first = head.find(b"\r\n")
+        if not self._headed or not self._is_http(head[:first]):
             raise MessageError(
                 400, "The head is not one of HTTP."
             )  # but empty lines, or of a protocol that llhttp knows as well
-        if len(self.fields) > MOST_FIELDS:
+        if head.count(b"\r\n") > MOST_FIELDS + 2:
             raise MessageError(431, f"The head has more than {MOST_FIELDS} fields.")
+        self.fields = Fields(head[first:-2])
         self._begin_body()
         return end - before
 
@@ -145,7 +183,7 @@ class _Messages:
         """Whether this is a body that ends with its connection."""
         return self.in_body and not self._chunked and self._left is None
 
-    def take_body(self, data: memoryview) -> int:
+    def take_body(self, data: bytes | memoryview) -> int:
         """How many of these bytes are of the body; behind its last one `in_body` is false. Raises MessageError."""
         if not self._chunked:
             size = len(data)
@@ -170,13 +208,13 @@ class _Messages:
         self.in_body = not self._done
         self._tail = b""
         fields = self.fields
-        self._chunked = b"transfer-encoding" in fields.names
-        if self._chunked and [one.lower() for one in values(fields, b"transfer-encoding")] != [b"chunked"]:
+        self._chunked = b"transfer-encoding" in fields.known
+        if self._chunked and [one.lower() for one in fields.known[b"transfer-encoding"]] != [b"chunked"]:
             raise MessageError(501, "No transfer coding but chunked is served.")
-        self._left = int(values(fields, b"content-length")[0]) if b"content-length" in fields.names else None
+        self._left = int(fields.known[b"content-length"][0]) if b"content-length" in fields.known else None
 
-    def _is_http(self, head: bytes) -> bool:
-        """Whether this is a head of HTTP by its first line."""
+    def _is_http(self, first: bytes) -> bool:
+        """Whether this is the first line of a head."""
         raise NotImplementedError
 
     def _feed(self, data: bytes | memoryview) -> None:
@@ -188,14 +226,6 @@ class _Messages:
             raise MessageError(400, f"It is not HTTP/1.1: {str(error)[:100]}.") from error
 
     # --- from the parser -----------------------------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        self._done = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        fields = self.fields
-        fields.append((name, value))
-        fields.names.add(name.lower())
 
     def on_headers_complete(self) -> None:
         self._headed = True
@@ -217,9 +247,8 @@ class Requests(_Messages):
         self._url = b""
         self.parser = httptools.HttpRequestParser(self)
 
-    def _is_http(self, head: bytes) -> bool:
-        end = head.index(b"\r\n")
-        return head[end - 9 : end - 3] == b" HTTP/"
+    def _is_http(self, first: bytes) -> bool:
+        return first[-9:-3] == b" HTTP/"
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -227,17 +256,17 @@ class Requests(_Messages):
     def head(self) -> Request:
         """The head that is whole now. Raises MessageError for what is HTTP but cannot be served without a doubt."""
         parser = self.parser
-        fields, self.fields = self.fields, Fields.none()  # trailers are not of the head
+        fields = self.fields
         version = parser.get_http_version()
         method = parser.get_method()
         if version not in ("1.1", "1.0"):
             raise MessageError(505, "Only HTTP/1.1 and HTTP/1.0 are served here.")
         if method == b"CONNECT":
             raise MessageError(405, "CONNECT is not served here.")
-        if version == "1.0" and b"transfer-encoding" in fields.names:
+        if version == "1.0" and self._chunked:
             raise MessageError(400, "HTTP/1.0 has no transfer codings.")
         target, self._url = self._url, b""
-        hosts = values(fields, b"host")
+        hosts = fields.known.get(b"host", ())
         if len(hosts) != 1:
             raise MessageError(400, f"A request has one Host, not {len(hosts)}.")
         host = hosts[0].lower()
@@ -261,9 +290,9 @@ class Requests(_Messages):
         return Request(method, target, version, fields, host, upgrade, keep_alive)
 
     def _upgrade(self, fields: Fields) -> bytes:
-        if b"upgrade" not in fields.names or b"upgrade" not in members(fields, b"connection"):
+        if b"upgrade" not in fields.known or b"upgrade" not in members(fields, b"connection"):
             return b""
-        asked = values(fields, b"upgrade")
+        asked = fields.known[b"upgrade"]
         if len(asked) != 1 or not _PROTOCOL.fullmatch(asked[0]):
             raise MessageError(400, "Upgrade names one protocol.")
         if self._left or self._chunked:
@@ -282,22 +311,19 @@ class Responses(_Messages):
         self._reason = b""
         self.parser = httptools.HttpResponseParser(self)
 
-    def _is_http(self, head: bytes) -> bool:
-        return head.startswith(b"HTTP/")
-
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason
+    def _is_http(self, first: bytes) -> bool:
+        self._reason = first[_REASON:]
+        return first.startswith(b"HTTP/")
 
     def head(self) -> Response:
         """The head that is whole now. Raises MessageError."""
         parser = self.parser
-        fields, self.fields = self.fields, Fields.none()
+        fields = self.fields
         status = parser.get_status_code()
         version = parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise MessageError(502, "The target does not speak HTTP/1.1.")
-        keep_alive = self._keep_alive
-        reason, self._reason = self._reason, b""
+        keep_alive, reason = self._keep_alive, self._reason
         upgrade = b", ".join(values(fields, b"upgrade")) if status == 101 else b""
         if status == 101 or self.bodiless:
             keep_alive = keep_alive or status == 101

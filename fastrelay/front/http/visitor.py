@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from fastrelay.config import join_host
 from fastrelay.errors import Code, MessageError
@@ -20,7 +20,7 @@ from fastrelay.front.http import heads
 from fastrelay.front.http.lingering import LingeringEdge
 from fastrelay.front.http.messages import Request, Requests, Response, Responses, values
 from fastrelay.front.http.pages import answer, failed
-from fastrelay.front.http.way import Behind, as_it_is
+from fastrelay.front.http.way import Asked, Behind, as_it_is
 from fastrelay.mux.stream import NOTHING
 from fastrelay.net.heads import last_address
 from fastrelay.wire import HEADER_SIZE
@@ -41,14 +41,6 @@ _SMALL: Final = 16_384
 _NEVER: Final = float("inf")
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 """Methods of requests that are sent once more when the target ended an idle connection just then (RFC 9110, 9.2.2)."""
-
-
-class _Asked(NamedTuple):
-    """A request whose answer is not over."""
-
-    method: bytes
-    upgrade: bytes
-    keep_alive: bool
 
 
 class HttpVisitor(LingeringEdge):
@@ -89,7 +81,7 @@ class HttpVisitor(LingeringEdge):
         self._seat: Seat | None = None
         self._requests = Requests()
         self._responses = Responses()
-        self._asked: deque[_Asked] = deque()
+        self._asked: deque[Asked] = deque()
         self._method = b""  # of the newest request
         self._answering = False  # the head of the oldest one's answer has been passed on
         self._backend: Backend | Behind | None = None  # of the stream
@@ -167,18 +159,18 @@ class HttpVisitor(LingeringEdge):
                 rest = bytes(data[size:])
                 if size:
                     super().buffer_updated(size)
-                self._read(memoryview(rest))
+                self._read(rest)
         else:
-            self._read(memoryview(bytes(data)))
+            self._read(bytes(data))
 
-    def _read(self, data: memoryview) -> None:
+    def _read(self, data: bytes) -> None:
         """Take what was read, up to a request that must wait."""
         requests = self._requests
         try:
             while data and not self._waits and not self._last:
                 if requests.in_body:
                     size = self._body(data)
-                    self._push(bytes(data[:size]))
+                    self._push(data[:size])
                 else:
                     fresh = requests.between
                     size = requests.take_head(data)
@@ -194,7 +186,7 @@ class HttpVisitor(LingeringEdge):
             self._behind += data
             self._hold()
 
-    def _body(self, data: memoryview) -> int:
+    def _body(self, data: bytes | memoryview) -> int:
         """How many of these bytes are of the body; 0 where it cannot be one, and its request is over."""
         try:
             return self._requests.take_body(data)
@@ -224,7 +216,7 @@ class HttpVisitor(LingeringEdge):
     def _ask(self, way: Way) -> None:
         """Pass a request on."""
         head = way.request
-        self._asked.append(_Asked(head.method, head.upgrade, head.keep_alive))
+        self._asked.append(Asked(head.method, head.upgrade, head.keep_alive))
         if head.upgrade:
             self._waits = True
         if not head.keep_alive and not self._requests.in_body:
@@ -260,8 +252,17 @@ class HttpVisitor(LingeringEdge):
 
     def _push(self, data: bytes) -> None:
         """Send as credit allows; reading goes on when all has left."""
-        self._stash = data if self._stash is None else self._stash + data
-        self.on_room()
+        stream = self.stream
+        if self._stash is None and stream is not None and 0 < len(data) <= stream.room():
+            slab = self._runtime.edge_slab
+            slab[HEADER_SIZE : HEADER_SIZE + len(data)] = data
+            self.link.write(stream.seal(slab, len(data)))
+        else:
+            self._stash = data if self._stash is None else self._stash + data
+            self.on_room()
+        if stream is not None and self.link.blocked and not self._held:
+            self._hold()
+            self.link.waiting.append(self)
 
     def _leave(self) -> None:
         """Nothing more is wanted of this backend: its connection ends in order."""
@@ -288,7 +289,7 @@ class HttpVisitor(LingeringEdge):
             self._give_up()  # the request will never be whole
         elif not self._asked:
             self._finish()
-        else:
+        elif not self._waits:
             self._last = True  # the answers still come: many a server takes an end for a change of mind
 
     # --- from the stream -----------------------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ class HttpVisitor(LingeringEdge):
                     piece = piece[size:]
                 elif raw:
                     self._emit(raw, taken)
-                if self._answering and responses.between:
+                if self._answering and not responses.in_body:
                     self._answered()
         except MessageError as error:
             told = error.text if error.status == 502 else "The service's answer is not HTTP/1.1."
@@ -372,8 +373,10 @@ class HttpVisitor(LingeringEdge):
     def _catch_up(self) -> None:
         """What was read meanwhile has its turn."""
         behind, self._behind = self._behind, b""
-        self._read(memoryview(behind))
+        self._read(behind)
         self.on_room()
+        if self._eof and not self._waits and self._fd >= 0:
+            self._input_over()
 
     def _switch(self, piece: memoryview) -> None:
         """A 101 has been passed on: what either side sent behind its head is of the other protocol."""
@@ -386,7 +389,7 @@ class HttpVisitor(LingeringEdge):
         behind, self._behind = self._behind, b""
         if behind:
             self._push(behind)
-        elif self._eof:
+        if self._eof:
             super()._input_over()
         else:
             self.on_room()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from fastrelay.roles.sites import User
@@ -67,8 +66,7 @@ def as_it_is(error: MessageError) -> MessageError:
     return error
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(NamedTuple):
     """The way of one request, and how its head is written: see `heads.request`. With `raw` nothing of it is passed on.
 
     `time` is for how many seconds the head of the answer is waited for, 0 for as long as for any. `tell` puts what goes wrong on the way in
@@ -82,6 +80,14 @@ class Way:
     time: float = 0.0
     tell: Tell = as_it_is
     raw: Raw | None = None
+
+
+class Asked(NamedTuple):
+    """A request whose answer is not over."""
+
+    method: bytes
+    upgrade: bytes
+    keep_alive: bool
 
 
 Route = Callable[["Request", str], Way]

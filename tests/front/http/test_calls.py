@@ -138,7 +138,7 @@ def test_a_call_is_valid_or_refused(target: bytes) -> None:
     ],
 )
 def test_a_destination(value: bytes, expected: tuple[str, str, int, bytes, bytes]) -> None:
-    assert destination(Fields([(b"X-Proxy-Destination", value)])) == Destination(*expected)
+    assert destination(Fields.of([(b"X-Proxy-Destination", value)])) == Destination(*expected)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_a_destination(value: bytes, expected: tuple[str, str, int, bytes, bytes
 )
 def test_what_is_no_destination_is_unparsable(values: tuple[bytes, ...]) -> None:
     with pytest.raises(MessageError) as caught:
-        destination(Fields([(b"X-PROXY-DESTINATION", value) for value in values]))
+        destination(Fields.of([(b"X-PROXY-DESTINATION", value) for value in values]))
     assert (caught.value.status, caught.value.text) == (526, "Unable to parse X-PROXY-DESTINATION header")
 
 
 def test_a_destination_that_is_missing() -> None:
     with pytest.raises(MessageError) as caught:
-        destination(Fields([(b"X-Proxy-Destinations", b"http://x/")]))
+        destination(Fields.of([(b"X-Proxy-Destinations", b"http://x/")]))
     assert (caught.value.status, caught.value.text) == (526, "Missing X-PROXY-DESTINATION header")

@@ -18,7 +18,7 @@ def login(user: str, secret: str) -> bytes:
 
 @given(st.text(st.characters(exclude_characters=":", codec="utf-8")), st.text())
 def test_user_and_password(user: str, secret: str) -> None:
-    fields = Fields([(b"AUTHORIZATION", login(user, secret))])
+    fields = Fields.of([(b"AUTHORIZATION", login(user, secret))])
     assert basic(fields) == f"{user}:{secret}".encode()
     assert password(fields) == secret
 
@@ -41,4 +41,4 @@ def test_user_and_password(user: str, secret: str) -> None:
     ],
 )
 def test_the_token_that_is_shown(fields: list[tuple[bytes, bytes]], text: str) -> None:
-    assert token(Fields(fields)) == text
+    assert token(Fields.of(fields)) == text

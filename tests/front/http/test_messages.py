@@ -122,7 +122,7 @@ def test_what_a_head_says() -> None:
         b"OPTIONS",
         b"/x?y=1",
         "1.1",
-        Fields([(b"Host", b"A.EXAMPLE:80"), (b"Connection", b"close"), (b"X", b"\xff")]),
+        Fields.of([(b"Host", b"A.EXAMPLE:80"), (b"Connection", b"close"), (b"X", b"\xff")]),
         b"a.example:80",
         b"",
         False,

@@ -621,3 +621,44 @@ def test_nobody_waits_for_ever(run: Run, monkeypatch: pytest.MonkeyPatch, raw: b
                 await one.bench.peer.send(pair.reset(one.streams[0].id))
 
     run(main())
+
+
+def test_requests_behind_an_end_are_answered_too(run: Run) -> None:
+    """A visitor asks two services in one breath, and says that this is all."""
+
+    async def main() -> None:
+        async with front() as (local, one, two):
+            await local.send(GET % 1 + GET.replace(b"a.", b"b.") % 2 + GET % 3)
+            local.eof()
+            stream = await one.asked(b"GET /1 ")
+            await turns(10)
+            await one.answer(stream, OK)
+            second = await two.asked(b"GET /2 ")
+            await two.answer(second, OK)
+            third = await one.asked(b"GET /3 ")
+            await one.answer(third, OK)
+            raw, end = await local.to_end()
+            assert raw.count(b"HTTP/1.1 200 OK") == 3 and end is End.EOF
+            await one.bench.peer.send(pair.fin(stream), pair.fin(third))
+            await two.bench.peer.send(pair.fin(second))
+
+    run(main())
+
+
+def test_a_tunnel_that_is_full_holds_requests_back(run: Run) -> None:
+    async def main() -> None:
+        async with front() as (local, one, _):
+            await local.send(GET % 1)
+            stream = await one.asked()
+            link = one.bench.link
+            link.blocked = True
+            await local.send(GET % 2)
+            await turns()
+            waiting = len(link._pending)
+            await local.send((GET % 3) * 100)
+            await turns()
+            assert len(link._pending) == waiting, "what comes then is not read"
+            link._unblock()
+            await one.asked(b"GET /2 ", stream=stream)
+
+    run(main())
