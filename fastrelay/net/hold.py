@@ -71,6 +71,13 @@ class Holder:
             raise
         return held.sock
 
+    def give_up(self, port: int, name: str) -> None:
+        """The client `name` is here and does not get its port: nobody has to wait for that."""
+        held = self._held.get(port)
+        if held is not None and held.name == name and held.shuts is not None:
+            held.shuts.cancel()
+            self._late(held)
+
     def keep(self, ports: Container[int]) -> None:
         """Let go of all but these."""
         for port in [port for port in self._held if port not in ports]:

@@ -152,6 +152,8 @@ class Tunnel:
             return  # it is too late for an answer: the client asks the relay that it finds next
         answer, rule = self._expose(request)
         self.session.exposed(answer)
+        if answer.error:
+            self._server.held.give_up(request.port, self.name)
         if not answer.error:
             where = f"of port {answer.port}" if answer.port else f"who ask for {request.name}"
             pool = self._server.pools.get(pool_owner(self.key.label, request.name)) if answer.pool else None

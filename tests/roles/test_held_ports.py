@@ -16,7 +16,7 @@ from fastrelay.wire import Kind
 from tests.conftest import Run
 from tests.roles.test_server import LOCALHOST, RelayBench, goaway, relay
 from tests.support import pair
-from tests.support.grants import revoke
+from tests.support.grants import change_grant, make_token, revoke
 from tests.support.peers import End, ways_in
 from tests.support.tunnel import Peer, until
 
@@ -186,6 +186,32 @@ def test_nobody_waits_for_a_client_whose_token_was_revoked(run: Run, tmp_path: P
             peer.close()
             assert await is_refused(bench, port)
             assert ways_in(port) == []
+
+    run(main())
+
+
+@one_loop
+def test_nobody_waits_for_a_port_that_its_client_does_not_get(run: Run, tmp_path: Path) -> None:
+    """Its token grants less than before. Who waits for its other port goes on to wait."""
+
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench:
+            first, last = bench.ports.first, bench.ports.first + 4
+            home = make_token(bench.home, "home", ports=f"{first}-{last}")
+            peer, _ = await bench.client("home", "inst", home)
+            for number, port in enumerate((first, last)):
+                assert (await bench.expose(peer, number + 1, port=port)).port == port
+            change_grant(bench.home, "home", ports=f"{first}")
+            assert await goaway(peer) is Code.NO_ERROR
+            peer.close()
+            stays, goes = [await bench.visit(port) for port in (first, last)]
+            peer, _ = await bench.client("home", "inst", home)
+            assert (await bench.expose(peer, 2, port=last)).error == "not-granted"
+            assert await goes.to_end() == (b"", End.RESET)
+            assert await is_refused(bench, last) and ways_in(last) == []
+            assert stays.quiet()
+            assert (await bench.expose(peer, 1, port=first)).port == first
+            assert (await peer.frame(Kind.OPEN)).stream == 2
 
     run(main())
 
