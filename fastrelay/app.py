@@ -21,6 +21,7 @@ from fastrelay.state import ClientState, ServerState
 if TYPE_CHECKING:
     from fastrelay.errors import Code
     from fastrelay.front.http.front import HttpFront
+    from fastrelay.front.via_http import Call
     from fastrelay.net.edge import Edge
     from fastrelay.roles.caller import Caller
     from fastrelay.roles.server import Server
@@ -114,6 +115,42 @@ async def run_forward(
     )
 
 
+async def run_via_http(
+    call: Call, bind: tuple[str, int], drain_time: float, ready: Callable[[str, int], None], on_stop: OnStop
+) -> None:
+    """`ready(host, port)` is called when a local port leads there. Whether the relay agrees is seen by who comes."""
+    from fastrelay.front.via_http import HttpForward, told
+
+    sock = _local_port(bind)
+    try:
+        forward = HttpForward(asyncio.get_running_loop(), call, told)
+    except BaseException:
+        sock.close()
+        raise
+    await forward.start(sock)
+    ready(bind[0], forward.port)
+
+    async def drain() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_time):
+                await forward.drain()
+
+    await _until_stopped(on_stop, drain, forward.close)
+
+
+def _local_port(bind: tuple[str, int]) -> socket.socket:
+    """A listening socket for visitors of this machine. Raises StartError."""
+    from fastrelay.net.listen import listen
+
+    try:
+        return listen(*bind)
+    except OSError as error:
+        raise StartError(
+            f"Cannot listen on {join_host(*bind)}, because the system says {error.strerror or error}: name another LOCAL, or none for any "
+            "free port."
+        ) from None
+
+
 async def run_socks(
     config: ClientConfig, client: str, bind: tuple[str, int], ready: Callable[[str, int], None], on_stop: OnStop
 ) -> None:
@@ -135,15 +172,8 @@ async def _run_door(
 ) -> None:
     """Run a client whose visitors come to a local port; `make` makes the edge of each."""
     from fastrelay.net.door import VisitorDoor
-    from fastrelay.net.listen import listen
 
-    try:
-        sock = listen(*bind)
-    except OSError as error:
-        raise StartError(
-            f"Cannot listen on {join_host(*bind)}, because the system says {error.strerror or error}: name another LOCAL, or none for any "
-            "free port."
-        ) from None
+    sock = _local_port(bind)
     told = False
 
     def stands() -> None:

@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from fastrelay.cli.limits import Limited, limit_option
-from fastrelay.cli.options import Credentials, credential_options, loop_option
+from fastrelay.cli.options import Credentials, credential_options, loop_option, read_token
 from fastrelay.cli.output import data, say, table
 from fastrelay.cli.running import run
-from fastrelay.errors import StartError
+from fastrelay.errors import StartError, UsageError
+
+if TYPE_CHECKING:
+    from fastrelay.front.via_http import Call
 
 
 @click.command(cls=Limited)
-@click.argument("relay")
-@click.argument("name")
-@click.argument("local", default="")
+@click.argument("words", nargs=-1, metavar="[RELAY] NAME [LOCAL]")
+@click.option(
+    "--via-http",
+    metavar="URL",
+    show_envvar=True,
+    help="Without a tunnel, and without RELAY: by POST /tcpproxy at the HTTP front of a relay, as in https://relay.example.com; NAME is CLIENT/HOST:PORT.",
+)
 @credential_options
 @limit_option
 @loop_option
-def forward(relay: str, name: str, local: str, credentials: Credentials, limit: tuple[str, ...], loop: str) -> None:
+def forward(
+    words: tuple[str, ...], via_http: str | None, credentials: Credentials, limit: tuple[str, ...], loop: str
+) -> None:
     """Lead connections to LOCAL to the private service NAME, or to CLIENT/HOST:PORT, where that client dials.
 
     RELAY as in `fastrelay client`, or - for FASTRELAY_RELAY. LOCAL is [HOST:]PORT; without it any free port of 127.0.0.1, which is printed.
     """
-    from fastrelay.app import run_forward
+    from fastrelay.app import run_forward, run_via_http
     from fastrelay.config import check_goal, join_host
     from fastrelay.limits import Side, parse_limits
 
+    relay, *rest = ("", *words) if via_http is not None else words or ("",)
+    if not 1 <= len(rest) <= 2:
+        what = "NAME and, if you like, LOCAL" if via_http is not None else "RELAY, NAME and, if you like, LOCAL"
+        raise click.UsageError(f"It takes {what}.", click.get_current_context())
+    name, local = rest[0], (*rest, "")[1]
     check_goal(name)
     bind = _local(local)
-    config = credentials.config(relay, "", (), parse_limits(limit, Side.CLIENT))
+    limits = parse_limits(limit, Side.CLIENT)
 
     def ready(host: str, port: int) -> None:
         where = join_host(host, port)
@@ -40,7 +55,28 @@ def forward(relay: str, name: str, local: str, credentials: Credentials, limit: 
             say(f"\n{where} leads to {name}. Ctrl-C drains and stops.\n")
         data(f"tcp://{where}")
 
-    run(lambda on_stop: run_forward(config, name, bind, ready, on_stop), loop, config.limits.drain_time)
+    if via_http is not None:
+        call = _call(via_http, name, credentials)
+        run(lambda on_stop: run_via_http(call, bind, limits.drain_time, ready, on_stop), loop, limits.drain_time)
+        return
+    config = credentials.config(relay, "", (), limits)
+    run(lambda on_stop: run_forward(config, name, bind, ready, on_stop), loop, limits.drain_time)
+
+
+def _call(url: str, name: str, credentials: Credentials) -> Call:
+    from fastrelay.auth import Token
+    from fastrelay.config import parse_front, read_through
+    from fastrelay.front.via_http import Call
+
+    if "/" not in name:
+        raise UsageError(f"Over HTTP no private service is reached, such as {name!r}: name CLIENT/HOST:PORT.")
+    if credentials.client_cert is not None or credentials.client_key is not None or credentials.pins:
+        raise UsageError("A call over HTTP shows a token only: leave out --client-cert, --client-key and --pin.")
+    text = read_token(credentials.token, credentials.token_file)
+    if not text:
+        raise UsageError("There is no token: give --token or --token-file, or set FASTRELAY_TOKEN.")
+    token = Token.parse(text)
+    return Call(parse_front(url), *read_through(name), Token(token.key_id, token.secret).text())
 
 
 @click.command()

@@ -15,6 +15,8 @@ from fastrelay.config.exposures import assign_proxy as assign_proxy
 from fastrelay.config.exposures import check_service as check_service
 from fastrelay.config.exposures import parse_expose as parse_expose
 from fastrelay.config.exposures import parse_public as parse_public
+from fastrelay.config.front import Front as Front
+from fastrelay.config.front import parse_front as parse_front
 from fastrelay.config.hosts import NAME as NAME
 from fastrelay.config.hosts import PortRange as PortRange
 from fastrelay.config.hosts import host_name as host_name

@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from fastrelay import log
-from fastrelay.config import join_host
+from fastrelay.config import Front, join_host
+from fastrelay.dialling import Place
 from fastrelay.net.link import address
-from fastrelay.net.options import LINGER_OFF, LINGER_RESET, linger
+from fastrelay.net.options import LINGER_OFF, LINGER_RESET, linger, unacknowledged
+from fastrelay.wire import RESET_DRAIN, RESET_DRAIN_MOST
 
 ANSWER_TIME: Final = 30.0
 """Seconds from a program's connection to the relay's answer."""
@@ -30,41 +32,40 @@ ANSWER_TIME: Final = 30.0
 _MOST: Final = 16_384
 _TOLD: Final = 4096  # bytes of a refusal that are read
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
+_POLL_FIRST: Final = 0.001
+_POLL_MOST: Final = 0.05
+_MUCH: Final = 1 << 62
 _USER: Final = "fastrelay"
 Failed = Callable[[str, str], None]
 """Told of a program, by its address, and why it was reset."""
 
 
 @dataclass(frozen=True)
-class HttpRelay:
-    """The HTTP front of a relay, and what is asked of it: a port of `host` (as its client sees it) through `client`. The token is a secret."""
+class Call:
+    """What is asked of the front of a relay: a connection that `client` makes to `place`. The token is a secret."""
 
-    front_host: str
-    front_port: int
-    tls: bool
-    path: str
+    front: Front
     client: str
-    host: str
-    port: int
+    place: Place
     token: str = field(repr=False)
 
     def head(self) -> bytes:
         login = base64.b64encode(f"{_USER}:{self.token}".encode()).decode()
         return (
-            f"POST {self.path}/tcpproxy HTTP/1.1\r\nHost: {join_host(self.front_host, self.front_port)}\r\n"
-            f"Authorization: Basic {login}\r\nX-Fastrelay-Client: {self.client}\r\nX-Target-Host: {self.host}\r\n"
-            f"X-Target-Port: {self.port}\r\nContent-Length: 0\r\n\r\n"
+            f"POST {self.front.path}/tcpproxy HTTP/1.1\r\nHost: {join_host(self.front.host, self.front.port)}\r\n"
+            f"Authorization: Basic {login}\r\nX-Fastrelay-Client: {self.client}\r\nX-Target-Host: {self.place.host}\r\n"
+            f"X-Target-Port: {self.place.port}\r\nContent-Length: 0\r\n\r\n"
         ).encode()
 
 
 class HttpForward:
     """All connections of one local port."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, relay: HttpRelay, failed: Failed) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, call: Call, failed: Failed) -> None:
         self.loop = loop
-        self.relay = relay
+        self.call = call
         self.failed = failed
-        self.context = ssl.create_default_context() if relay.tls else None
+        self.context = ssl.create_default_context() if call.front.tls else None
         self.nears: set[Near] = set()
         self._server: asyncio.Server | None = None
         self._nobody = asyncio.Event()
@@ -72,6 +73,13 @@ class HttpForward:
 
     async def start(self, sock: socket.socket) -> None:
         self._server = await self.loop.create_server(lambda: Near(self), sock=sock)
+
+    @property
+    def port(self) -> int:
+        """The local one; once started."""
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
 
     async def drain(self) -> None:
         """Nobody new; those who are here go on to their ends."""
@@ -102,13 +110,13 @@ class HttpForward:
         return task
 
     async def _connect(self, near: Near) -> None:
-        relay = self.relay
+        front = self.call.front
         ready: asyncio.Future[str] = self.loop.create_future()
         far: Far | None = None
         try:
             async with asyncio.timeout(ANSWER_TIME):
                 _, far = await self.loop.create_connection(
-                    lambda: TlsFar(near, ready) if relay.tls else Far(near, ready), relay.front_host, relay.front_port
+                    lambda: TlsFar(near, ready) if front.tls else Far(near, ready), front.host, front.port
                 )
                 why = await ready
         except TimeoutError:
@@ -159,6 +167,27 @@ class _End(asyncio.Protocol):
         if not self.over:
             self.transport.abort()
 
+    def drain(self) -> None:
+        """The other was reset: so is this one, behind what was written, as long as that goes on. What comes is read away (protocol.md 9.2)."""
+        if not self.over:
+            now = asyncio.get_running_loop().time()
+            if not self._read_all:
+                self.transport.resume_reading()
+            self._drain(_MUCH, now + RESET_DRAIN, now + RESET_DRAIN_MOST, _POLL_FIRST)
+
+    def _drain(self, left: int, until: float, most: float, pause: float) -> None:
+        if self.over:
+            return
+        loop = asyncio.get_running_loop()
+        sock = self.transport.get_extra_info("socket")
+        unsent = self.transport.get_write_buffer_size() + unacknowledged(sock.fileno())
+        if unsent < left:
+            left, until = unsent, min(loop.time() + RESET_DRAIN, most)
+        if not unsent or loop.time() >= until:
+            self.transport.abort()
+        else:
+            loop.call_later(pause, self._drain, left, until, most, min(pause * 2, _POLL_MOST))
+
     def pause_writing(self) -> None:
         if self.other is not None and not self.other.over:
             self.other.transport.pause_reading()
@@ -178,7 +207,7 @@ class _End(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.over = True
         if self.other is not None and not (self._read_all and self._written_all):
-            self.other.abort()
+            self.other.drain()
 
     def _write_eof(self) -> None:
         self.transport.write_eof()
@@ -256,7 +285,7 @@ class Far(_End):
         self._ask()
 
     def _ask(self) -> None:
-        self.transport.write(self._near.forward.relay.head())
+        self.transport.write(self._near.forward.call.head())
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -322,7 +351,7 @@ class TlsFar(Far):
 
     def __init__(self, near: Near, ready: asyncio.Future[str]) -> None:
         super().__init__(near, ready)
-        context, host = near.forward.context, near.forward.relay.front_host
+        context, host = near.forward.context, near.forward.call.front.host
         assert context is not None
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
@@ -364,7 +393,7 @@ class TlsFar(Far):
             if not self._shaken:
                 self._tls.do_handshake()
                 self._shaken = True
-                self.send(self._near.forward.relay.head())
+                self.send(self._near.forward.call.head())
             while not self._read_all and not self.over:
                 data = self._tls.read(65_536)
                 if not data:

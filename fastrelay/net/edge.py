@@ -19,16 +19,14 @@ Invariant: one transport, one stream; the descriptor is used only between connec
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import socket
-import termios
 import time
 from os import write
 from typing import TYPE_CHECKING, cast
 
 from fastrelay.errors import Code
 from fastrelay.mux.stream import NOTHING
-from fastrelay.net.options import LINGER_OFF, LINGER_RESET, linger
+from fastrelay.net.options import LINGER_OFF, LINGER_RESET, linger, unacknowledged
 from fastrelay.wire import DISCARD_TIME, HEADER_SIZE, MAX_OFFSET, RESET_DRAIN, RESET_DRAIN_MOST
 
 if TYPE_CHECKING:
@@ -367,7 +365,7 @@ class Edge(asyncio.BufferedProtocol):
         if self._fd < 0:
             return
         now = self._runtime.loop.time()
-        unsent = len(self._backlog or b"") + _unacknowledged(self._fd)
+        unsent = len(self._backlog or b"") + unacknowledged(self._fd)
         if unsent < left:
             left, until = unsent, min(now + RESET_DRAIN, most)
         if not unsent or now >= until:
@@ -399,11 +397,3 @@ class Edge(asyncio.BufferedProtocol):
         if self._fd >= 0:
             linger(self._fd, LINGER_RESET)
             self._transport.abort()
-
-
-def _unacknowledged(fd: int) -> int:
-    """Bytes in the socket's send queue."""
-    try:
-        return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), "little")
-    except OSError:
-        return 0

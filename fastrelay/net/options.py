@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import select
 import socket
 import struct
+import termios
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -50,6 +52,14 @@ def queued(fd: int) -> int:
     """How many connections wait in the backlog of a listening socket; 0 where the system does not say."""
     info = _lend(fd, lambda sock: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG.size))
     return 0 if info is None or len(info) < _BACKLOG.size else int(_BACKLOG.unpack(info)[0])
+
+
+def unacknowledged(fd: int) -> int:
+    """Bytes in a socket's send queue."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), "little")
+    except OSError:
+        return 0
 
 
 def linger(fd: int, option: bytes) -> None:

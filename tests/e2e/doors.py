@@ -5,6 +5,7 @@ A door is a context; `pair` makes one connection through it. Whoever builds anot
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import socket
 from pathlib import Path
@@ -157,13 +158,53 @@ class Upgrade(Door):
         return target
 
 
+class TcpProxy(Door):
+    """POST /tcpproxy at the HTTP front."""
+
+    def open(self, stack: contextlib.ExitStack) -> None:
+        server = stack.enter_context(Server(self.home / "server", self.way, "--http", "127.0.0.1:0"))
+        grant = {"names": [], "services": [], "dial": ["127.0.0.0/8"], "through": ["home"]}
+        self.token = make_token(server.state, "caller", **grant).text()
+        rules = ("--allow-dial", spec(self.target))
+        state = self.home / "client"
+        client = Client(server.url, server.token(), state, *rules, expose=[], loop=self.way.loop, name="home")
+        stack.enter_context(client).logs("dial.ready")
+        self.address = address(server.line(1))
+
+    def connect(self) -> socket.socket:
+        visitor = super().connect()
+        login = base64.b64encode(f"any:{self.token}".encode())
+        visitor.sendall(
+            b"POST /tcpproxy HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic %b\r\nX-Buildlet-Proxy: home\r\nX-Target-Port: %d\r\n\r\n"
+            % (login, self.target[1])
+        )
+        assert web.head(visitor).startswith(b"HTTP/1.1 101 ")
+        return visitor
+
+
+class ViaHttp(TcpProxy):
+    """A local port of `fastrelay forward --via-http`."""
+
+    def open(self, stack: contextlib.ExitStack) -> None:
+        super().open(stack)
+        url = f"http://127.0.0.1:{self.address[1]}"
+        goal = f"home/{spec(self.target)}"
+        forward = Forward(f"--via-http={url}", self.token, self.home / "visitor", goal, loop=self.way.loop)
+        self.address = stack.enter_context(forward).address
+
+    def connect(self) -> socket.socket:
+        return Door.connect(self)
+
+
 DOORS: dict[str, type[Door]] = {
     "public port": PublicPort,
     "private service": PrivateService,
     "dial-through": DialThrough,
     "SOCKS": SocksProxy,
     "Upgrade": Upgrade,
+    "/tcpproxy": TcpProxy,
+    "forward --via-http": ViaHttp,
     "WebSocket tunnel": WebSocketTunnel,
 }
-SLOW = {"dial-through", "SOCKS"}
+SLOW = {"dial-through", "SOCKS", "/tcpproxy", "forward --via-http"}
 """Doors that have tests in one process of their own: among the slow tests."""

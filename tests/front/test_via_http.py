@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fastrelay.config import Front
+from fastrelay.dialling import read_place
 from fastrelay.errors import Code
 from fastrelay.front import via_http
-from fastrelay.front.via_http import HttpForward, HttpRelay
+from fastrelay.front.via_http import Call, HttpForward
 from fastrelay.net.listen import listen
 from fastrelay.roles import keyring
 from fastrelay.wire import Kind
@@ -32,6 +34,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 both = pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+one_loop = pytest.mark.parametrize("loop_kind", ["asyncio"])
+"""For what has nothing to do with the loop."""
 BLOCK = bytes(range(256)) * 1024
 
 
@@ -59,13 +63,12 @@ class Port:
 
 
 @contextlib.asynccontextmanager
-async def port(relay: HttpRelay) -> AsyncIterator[Port]:
+async def port(call: Call) -> AsyncIterator[Port]:
     told: list[tuple[str, str]] = []
-    forward = HttpForward(asyncio.get_running_loop(), relay, lambda who, why: told.append((who, why)))
+    forward = HttpForward(asyncio.get_running_loop(), call, lambda who, why: told.append((who, why)))
     sock = listen(LOCALHOST, 0)
-    number = sock.getsockname()[1]
     await forward.start(sock)
-    one = Port(forward, number, told)
+    one = Port(forward, forward.port, told)
     try:
         yield one
     finally:
@@ -86,9 +89,13 @@ async def forwarded(
     async with calls_relay(home / "r", certificate=pair_ if tls else None) as bench:
         token, hand = await bench.caller(through=[through]), await bench.hand()
         where = bench.port_https if tls else bench.port_http
-        relay = HttpRelay(LOCALHOST, where, tls, "", "home", "10.0.0.5", 5432, token.text())
-        async with port(relay) as one:
+        call = Call(Front(LOCALHOST, where, tls), "home", read_place("10.0.0.5:5432"), token.text())
+        async with port(call) as one:
             yield one, bench, hand
+
+
+def somewhere(where: int) -> Call:
+    return Call(Front(LOCALHOST, where, tls=False), "home", read_place("x:1"), "t")
 
 
 @both
@@ -141,6 +148,7 @@ def test_a_reset_is_a_reset(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     run(main())
 
 
+@one_loop
 @pytest.mark.parametrize(
     ("code", "why"),
     [
@@ -162,17 +170,19 @@ def test_what_the_relay_refuses_is_told(
     run(main())
 
 
+@one_loop
 def test_a_token_that_is_not_good_is_told_and_not_shown(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
         async with forwarded(tmp_path, monkeypatch, False, "lab") as (one, _, _):
             assert (await one.reset()).startswith("the relay answers 401: you don't own that buildlet")
-            assert one.forward.relay.token not in repr(one.forward.relay)
+            assert one.forward.call.token not in repr(one.forward.call)
 
     run(main())
 
 
+@one_loop
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
@@ -196,7 +206,7 @@ def test_what_is_no_answer_of_a_relay(run: Run, answer: bytes, why: str) -> None
 
         server = await asyncio.start_server(serve, LOCALHOST, 0)
         where = server.sockets[0].getsockname()[1]
-        async with port(HttpRelay(LOCALHOST, where, False, "", "home", "x", 1, "t")) as one:
+        async with port(somewhere(where)) as one:
             assert await one.reset() == why
         server.close()
         await server.wait_closed()
@@ -209,10 +219,10 @@ def test_nobody_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def main() -> None:
         with listen(LOCALHOST, 0) as sock:
-            relay = HttpRelay(LOCALHOST, sock.getsockname()[1], False, "", "home", "x", 1, "t")
-            async with port(relay) as one:
+            call = somewhere(sock.getsockname()[1])
+            async with port(call) as one:
                 assert await one.reset() == "the relay did not answer within 0.05 s"
-        async with port(relay) as one:
+        async with port(call) as one:
             assert "refused" in (await one.reset()).lower()
 
     run(main())
@@ -220,14 +230,11 @@ def test_nobody_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_certificate_that_is_not_accepted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with forwarded(tmp_path, monkeypatch, True) as (one, bench, home):
+        async with forwarded(tmp_path, monkeypatch, True) as (one, _, home):
             monkeypatch.setenv("SSL_CERT_FILE", str(Authority(tmp_path / "other").path))
-            relay = one.forward.relay
-            async with port(relay) as two:
+            async with port(one.forward.call) as two:
                 assert (await two.reset()).startswith("the relay's certificate is not accepted (")
-            await turns()
-            assert not home.dialled
-            assert relay.front_port == bench.port_https
+            await home.untouched()
 
     run(main())
 

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from fastrelay import wire
 from fastrelay.auth import Token
 from fastrelay.front.http.front import HttpFront
@@ -66,6 +68,11 @@ class Hand:
         assert request.service == 0 and request.target
         self.dialled.append(request.target)
         return opened.stream
+
+    async def untouched(self) -> None:
+        """Nobody has asked it to dial anything, and nobody does."""
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(self.asked(), 0.03)
 
     async def takes(self) -> int:
         """The same, and it is accepted."""

@@ -32,11 +32,15 @@ from tests.support import pair
 from tests.support.calls import MUCH, CallsBench, Hand, Reply, bearer, calls_relay, head, login, reply, request
 from tests.support.grants import revoke
 from tests.support.peers import End
-from tests.support.tunnel import turns
+from tests.support.tunnel import Local, turns
 
 PATH = b"/request"
 WHERE = b"http://10.0.0.5:8080/a%2Fb/../c?x=1"
 SHORT = Limits(request_wait=0.2)
+
+
+pytestmark = pytest.mark.parametrize("loop_kind", ["asyncio"])
+"""What meets the loop, edges and streams, has its tests on both."""
 
 
 @pytest.fixture(autouse=True)
@@ -84,19 +88,22 @@ def test_a_request_reaches_its_destination_through_a_client(run: Run, tmp_path: 
     run(main())
 
 
-@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"PROPFIND"])
-def test_every_method(run: Run, tmp_path: Path, method: bytes) -> None:
+METHODS = [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"PROPFIND"]
+
+
+def test_every_method(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with calls_relay(tmp_path) as bench:
             token, home = await bench.caller(), await bench.hand()
-            local = await bench.call(
-                asking(token, WHERE, method=method, body=b"" if method in (b"GET", b"HEAD") else b"body")
-            )
-            stream = await home.takes()
-            said = await home.head(stream)
-            assert said.startswith(method + b" /a%2Fb")
-            await home.peer.send(pair.data(stream, b"HTTP/1.1 204 Done\r\n\r\n"))
-            assert (await reply(local)).status == 204
+            for method in METHODS:
+                local = await bench.call(
+                    asking(token, WHERE, method=method, body=b"" if method in (b"GET", b"HEAD") else b"body")
+                )
+                stream = await home.takes()
+                said = await home.head(stream)
+                assert said.startswith(method + b" /a%2Fb")
+                await home.peer.send(pair.data(stream, b"HTTP/1.1 204 Done\r\n\r\n"))
+                assert (await reply(local)).status == 204
 
     run(main())
 
@@ -169,26 +176,26 @@ def test_a_connection_serves_one_request_after_the_other(run: Run, tmp_path: Pat
 # --- what is refused, and how ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("where", "text"),
-    [
-        (None, "Missing X-PROXY-DESTINATION header"),
-        (b"not a url", "Unable to parse X-PROXY-DESTINATION header"),
-        (b"ftp://10.0.0.5/", "Unable to parse X-PROXY-DESTINATION header"),
-        (b"http://10.0.0.5:0/", "Unable to parse X-PROXY-DESTINATION header"),
-        (b"http://10.0.0.5:70000/", "Unable to parse X-PROXY-DESTINATION header"),
-        (b"http://b\xfccher.example/", "Unable to parse X-PROXY-DESTINATION header"),
-        (b"http://0x7f.0.0.1/", "Unable to parse X-PROXY-DESTINATION header"),
-        (b"http://0x7f000001/", "Unable to parse X-PROXY-DESTINATION header"),
-        (b"http://10.0.0.5/\r\nX-Proxy-Destination: http://10.0.0.6/", "Unable to parse X-PROXY-DESTINATION header"),
-    ],
-)
-def test_a_destination_that_is_missing_or_unparsable(run: Run, tmp_path: Path, where: bytes | None, text: str) -> None:
+NO_DESTINATIONS = [
+    (None, "Missing X-PROXY-DESTINATION header"),
+    (b"not a url", "Unable to parse X-PROXY-DESTINATION header"),
+    (b"ftp://10.0.0.5/", "Unable to parse X-PROXY-DESTINATION header"),
+    (b"http://10.0.0.5:0/", "Unable to parse X-PROXY-DESTINATION header"),
+    (b"http://10.0.0.5:70000/", "Unable to parse X-PROXY-DESTINATION header"),
+    (b"http://b\xfccher.example/", "Unable to parse X-PROXY-DESTINATION header"),
+    (b"http://0x7f.0.0.1/", "Unable to parse X-PROXY-DESTINATION header"),
+    (b"http://0x7f000001/", "Unable to parse X-PROXY-DESTINATION header"),
+    (b"http://10.0.0.5/\r\nX-Proxy-Destination: http://10.0.0.6/", "Unable to parse X-PROXY-DESTINATION header"),
+]
+
+
+def test_a_destination_that_is_missing_or_unparsable(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with calls_relay(tmp_path) as bench:
             token, home = await bench.caller(), await bench.hand()
-            refused(await bench.ask(asking(token, where)), 526, text)
-            assert not home.dialled and bench.server.runtime.edges <= 1
+            for where, text in NO_DESTINATIONS:
+                refused(await bench.ask(asking(token, where)), 526, text)
+            await home.untouched()
 
     run(main())
 
@@ -200,9 +207,7 @@ def test_a_destination_that_the_token_does_not_grant(run: Run, tmp_path: Path) -
             home = await bench.hand()
             refused(await bench.ask(asking(token)), 526, "Destination is not allowed")
             refused(await bench.ask(asking(token, b"http://localhost/")), 526, "Destination is not allowed")
-            await turns()
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(home.asked(), 0.05)
+            await home.untouched()
 
     run(main())
 
@@ -225,23 +230,23 @@ def test_without_a_token_nothing_is_told(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
-@pytest.mark.parametrize(
-    ("code", "status", "text"),
-    [
-        (Code.DIAL_FORBIDDEN, 527, "Destination is forbidden"),
-        (Code.DIAL_DENIED, 527, "Destination is not allowed"),
-        (Code.REFUSED, 527, "Unable to execute request : The target refused the connection."),
-        (Code.UNREACHABLE, 527, "Unable to execute request : The target cannot be reached from the client."),
-        (Code.DIAL_TIMEOUT, 527, "Unable to execute request : The target did not answer the client in time."),
-    ],
-)
-def test_what_the_client_refuses(run: Run, tmp_path: Path, code: Code, status: int, text: str) -> None:
+REFUSALS = [
+    (Code.DIAL_FORBIDDEN, 527, "Destination is forbidden"),
+    (Code.DIAL_DENIED, 527, "Destination is not allowed"),
+    (Code.REFUSED, 527, "Unable to execute request : The target refused the connection."),
+    (Code.UNREACHABLE, 527, "Unable to execute request : The target cannot be reached from the client."),
+    (Code.DIAL_TIMEOUT, 527, "Unable to execute request : The target did not answer the client in time."),
+]
+
+
+def test_what_the_client_refuses(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with calls_relay(tmp_path) as bench:
             token, home = await bench.caller(), await bench.hand()
-            local = await bench.call(asking(token))
-            await home.refuses(code)
-            refused(await reply(local), status, text)
+            for code, status, text in REFUSALS:
+                local = await bench.call(asking(token))
+                await home.refuses(code)
+                refused(await reply(local), status, text)
 
     run(main())
 
@@ -329,17 +334,17 @@ def test_requests_are_spread_over_the_clients(run: Run, tmp_path: Path) -> None:
         async with calls_relay(tmp_path) as bench:
             token = await bench.caller()
             hands = [await bench.hand(name) for name in ("one", "two", "three")]
-            locals_ = [await bench.call(asking(token)) for _ in range(30)]
+            locals_ = [await bench.call(asking(token)) for _ in range(15)]
 
             async def work(hand: Hand) -> None:
-                for _ in range(10):
+                for _ in range(5):
                     await hand.serves()
 
             async with asyncio.TaskGroup() as group:
                 for hand in hands:
                     group.create_task(work(hand))
             served = Counter([(await reply(local)).body for local in locals_])
-            assert served == {b"one": 10, b"two": 10, b"three": 10}
+            assert served == {b"one": 5, b"two": 5, b"three": 5}
 
     run(main())
 
@@ -422,32 +427,38 @@ def test_a_request_waits_for_a_client(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
-async def waiting(bench: CallsBench, count: int) -> float:
-    """So many wait for nobody, others are served meanwhile; returns when the last one was answered, in seconds."""
+async def waiting(bench: CallsBench, count: int, served: int) -> float:
+    """So many wait for nobody, others are served meanwhile; returns how long it was until the slowest was answered, in seconds."""
     nobody, token = await bench.caller("nobody", through=["nobody"]), await bench.caller()
     home = await bench.hand()
+    took: list[float] = []
+
+    async def wait(local: Local, began: float) -> None:
+        raw, end = await local.to_end()
+        took.append(time.monotonic() - began)
+        assert raw.startswith(b"HTTP/1.1 526 ") and raw.endswith(b"\r\n\r\nNo proxy available\n") and end is End.EOF
+
     began = time.monotonic()
-    locals_ = [await bench.call(asking(nobody)) for _ in range(count)]
-    assert time.monotonic() - began < bench.limits.request_wait, "all wait at once"
-    asked = time.monotonic()
-    for number in range(20):
-        local = await bench.call(asking(token))
-        await home.serves(b"%d" % number)
-        assert (await reply(local)).body == b"%d" % number
-        local.close()
-    served = time.monotonic() - asked
-    answers = [await reply(local) for local in locals_]
-    last = time.monotonic() - began
-    assert served < bench.limits.request_wait, f"others were served only after {served:.2f} s"
-    for answer in answers:
-        refused(answer, 526, "No proxy available")
-    return last
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(wait(await bench.call(asking(nobody)), time.monotonic()))
+        assert time.monotonic() - began < bench.limits.request_wait and not took, "all wait at once"
+        for number in range(served):
+            asked = time.monotonic()
+            local = await bench.call(asking(token))
+            await home.serves(b"%d" % number)
+            assert (await reply(local)).body == b"%d" % number
+            assert time.monotonic() - asked < 0.5
+            local.close()
+        assert not took, "others were served while all waited"
+    assert len(took) == count
+    return max(took)
 
 
 def test_who_waits_keeps_nobody_from_being_served(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with calls_relay(tmp_path, Limits(request_wait=0.5)) as bench:
-            assert await waiting(bench, 50) < 1.0
+            assert await waiting(bench, 50, 5) < 1.0
 
     run(main())
 
@@ -457,10 +468,10 @@ def test_a_thousand_wait_and_others_are_served(run: Run, tmp_path: Path) -> None
     """All are answered within the time that they wait and half a second."""
 
     async def main() -> None:
-        async with calls_relay(tmp_path, Limits(request_wait=2)) as bench:
-            last = await waiting(bench, 1000)
-            print(f"the last of 1000 was answered after {last:.2f} s of 2")
-            assert last < 2.5
+        async with calls_relay(tmp_path, Limits(request_wait=3)) as bench:
+            slowest = await waiting(bench, 1000, 20)
+            print(f"the slowest of 1000 was answered after {slowest:.2f} s of 3")
+            assert slowest < 3.5
 
     run(main())
 
