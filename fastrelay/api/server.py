@@ -34,6 +34,9 @@ class Server(Reaching):
 
     The arguments are those of `fastrelay server`, with the same defaults; `state` is its directory, which holds keys and tokens. `drain` is how
     many seconds visitors have to end by themselves when the block ends well. Raises UsageError for what cannot be understood.
+
+    What it opens itself is held to no token and to no list of visitors, for it is the relay that holds others to them; what a client dials is
+    that client's own decision here too.
     """
 
     def __init__(
