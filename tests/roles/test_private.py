@@ -115,7 +115,7 @@ def notes(heard: list[tuple[str, dict[str, Any]]], event: str) -> list[dict[str,
         ("all", "*", Code.NO_SERVICE),
         ("all", "d\x00b", Code.NO_SERVICE),
         ("all", "x" * 255, Code.NO_SERVICE),
-        ("all", "home/10.0.0.5:22", Code.NO_SERVICE),
+        ("all", "home/10.0.0.5:22", Code.DENIED),
     ],
 )
 def test_the_order_of_refusals(run: Run, tmp_path: Path, token: str, target: str, code: Code | None) -> None:
