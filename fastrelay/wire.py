@@ -179,9 +179,11 @@ class Open(NamedTuple):
 
 
 def pack_open(request: Open) -> bytes:
-    """Of `visitor` and `target` the first 255 bytes are sent."""
+    """Of `visitor` the first 255 bytes are sent; a longer `target` is left out, for cut it would be another one."""
     visitor = request.visitor.encode()[:255]
-    target = request.target.encode()[:255] if request.target else b""
+    target = request.target.encode() if request.target else b""
+    if len(target) > 255:
+        target = b""
     return b"".join(
         (
             OPEN_HEAD.pack(request.kind, request.limit),

@@ -91,7 +91,15 @@ def test_open_round_trip(request: wire.Open) -> None:
 @given(TEXT)
 def test_open_with_any_text_fits_its_fields(text: str) -> None:
     request = wire.unpack_open(wire.pack_open(wire.Open(0, 1, 2, text, text)))
-    assert request.visitor.isprintable() and request.target == request.visitor
+    assert request.visitor.isprintable()
+    assert request.target == (request.visitor if len(text.encode()) <= 255 else "")
+
+
+def test_a_target_is_never_cut() -> None:
+    """The shorter one might be another that there is."""
+    longest = "home/" + "a" * 246 + ":443"
+    assert wire.unpack_open(wire.pack_open(wire.Open(0, 1, target=longest))).target == longest
+    assert wire.unpack_open(wire.pack_open(wire.Open(0, 1, target="x" + longest))).target == ""
 
 
 def test_open_keeps_the_first_of_a_repeated_field_and_ignores_unknown_ones() -> None:

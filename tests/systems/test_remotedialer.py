@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fastrelay import wire
+from fastrelay import log, wire
 from fastrelay.auth import Token
 from fastrelay.config import ClientConfig, Relay
 from fastrelay.dialling import Rules
@@ -173,6 +173,51 @@ def test_the_relay_itself_opens_connections(run: Run, tmp_path: Path, target: so
             await until(lambda: tap.fin, "both ends")
 
     run(main())
+
+
+@one_loop
+def test_a_client_may_visit_its_own_network(run: Run, tmp_path: Path) -> None:
+    """Both streams are in one tunnel."""
+
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench:
+            both = await token(bench, "home", dial=["10.0.0.0/8"], through=["home"])
+            home, _ = await bench.client("home", "inst", both)
+            asked = wire.Open(0, MIB, target="home/10.0.0.5:22")
+            await home.send(wire.frame(Kind.OPEN, 1, wire.pack_open(asked)))
+            opened = await home.frame(Kind.OPEN)
+            await home.send(pair.accept(opened.stream))
+            assert (await home.frame(Kind.ACCEPT)).stream == 1
+            await home.send(pair.fin(1, b"a question"))
+            assert await home.half(opened.stream) == (b"a question", Kind.FIN, None)
+            await home.send(pair.fin(opened.stream, b"an answer"))
+            assert await home.half(1) == (b"an answer", Kind.FIN, None)
+
+    run(main())
+
+
+@one_loop
+def test_who_was_where_is_in_the_audit_log(
+    run: Run, tmp_path: Path, target: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[tuple[str, dict[str, Any]]] = []
+
+    async def main() -> None:
+        monkeypatch.setattr(log, "_hear", lambda event, _, fields: notes.append((event, fields)))
+        async with system(tmp_path, f"home/{place(target)}", "127.0.0.0/8") as (_, _, at):
+            await talk(*await met(at, target))
+            await until(lambda: len([event for event, _ in notes if event.endswith("r.closed")]) == 1, "it was told")
+            await until(lambda: "target.closed" in [event for event, _ in notes], "it was told")
+
+    run(main())
+    told = {event: fields for event, fields in notes if event.split(".")[0] in ("visitor", "target")}
+    assert told.keys() == {"visitor.opened", "visitor.closed", "target.opened", "target.closed"}
+    assert {fields["target"] for fields in told.values()} == {place(target)}
+    assert {fields["visitor"] for fields in told.values()} == {told["visitor.opened"]["visitor"]}
+    assert {fields["stream"] for fields in told.values()} == {2}
+    closed = told["visitor.closed"]
+    assert (closed["name"], closed["token"], closed["cause"]) == ("home", "visitor", "fin")
+    assert (closed["bytes_in"], closed["bytes_out"]) == (10, 9)
 
 
 def test_names_are_resolved_at_the_client(
