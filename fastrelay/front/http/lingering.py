@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 LINGER_TIME: Final = 5.0
 """Seconds for a visitor to take more of its last answer, and then to end its connection."""
+SMALL: Final = 16_384
+"""Bytes of a body that are worth a copy, so that they leave with their head."""
 
 
 class LingeringEdge(Edge):

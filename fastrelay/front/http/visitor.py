@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 from fastrelay.config import join_host
 from fastrelay.errors import Code, MessageError
 from fastrelay.front.http import heads
-from fastrelay.front.http.lingering import LingeringEdge
+from fastrelay.front.http.lingering import SMALL, LingeringEdge
 from fastrelay.front.http.messages import Request, Requests, Response, Responses, values
 from fastrelay.front.http.pages import answer, failed
-from fastrelay.front.http.way import Asked, Behind, as_it_is
+from fastrelay.front.http.way import SAFE, Asked, Behind, as_it_is
 from fastrelay.mux.stream import NOTHING
 from fastrelay.net.heads import last_address
 from fastrelay.wire import HEADER_SIZE
@@ -36,11 +36,7 @@ IDLE_TIME: Final = 60.0
 """Seconds between two requests."""
 ANSWER_TIME: Final = 60.0
 """Seconds from a request to the head of its answer, while nothing of either moves."""
-_SMALL: Final = 16_384
-"""Bytes of a body that are worth a copy, so that they leave with their head."""
 _NEVER: Final = float("inf")
-_SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-"""Methods of requests that are sent once more when the target ended an idle connection just then (RFC 9110, 9.2.2)."""
 
 
 class HttpVisitor(LingeringEdge):
@@ -188,8 +184,12 @@ class HttpVisitor(LingeringEdge):
 
     def _body(self, data: bytes | memoryview) -> int:
         """How many of these bytes are of the body; 0 where it cannot be one, and its request is over."""
+        requests = self._requests
         try:
-            return self._requests.take_body(data)
+            size = requests.take_body(data)
+            if not requests.in_body and self._asked and not self._asked[-1].keep_alive:
+                self._last = True
+            return size
         except MessageError as error:
             if len(self._asked) == 1 and not self._answering:
                 self._part(Code.CANCEL)
@@ -227,7 +227,7 @@ class HttpVisitor(LingeringEdge):
         raw = heads.request(head, self._visitor, self._scheme, host=way.host, without=way.without)
         if self.stream is not None and way.backend == self._backend:
             whole = not self._requests.in_body and not head.upgrade
-            self._again = way if len(self._asked) == 1 and whole and head.method in _SAFE else None
+            self._again = way if len(self._asked) == 1 and whole and head.method in SAFE else None
             self._moved = self.stream.moved + len(raw)
             self._push(raw)
             return
@@ -319,7 +319,7 @@ class HttpVisitor(LingeringEdge):
                         return
                 if responses.in_body and piece:
                     size = responses.take_body(piece)
-                    if raw and size > _SMALL:
+                    if raw and size > SMALL:
                         self._emit(raw, taken)
                         taken, raw = 0, b""
                     self._emit(b"".join((raw, piece[:size])) if raw else piece[:size], taken + size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, Protocol
 
 from fastrelay.roles.sites import User
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from fastrelay.front.http.messages import Request
     from fastrelay.mux.stream import Outlet, Stream
     from fastrelay.net.link import Link
+
+SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""Methods of requests that are sent once more when the target ended an idle connection just then (RFC 9110, 9.2.2)."""
 
 
 class Backend(Protocol):

@@ -662,3 +662,18 @@ def test_a_tunnel_that_is_full_holds_requests_back(run: Run) -> None:
             await one.asked(b"GET /2 ", stream=stream)
 
     run(main())
+
+
+def test_nothing_is_read_behind_the_last_request(run: Run) -> None:
+    async def main() -> None:
+        async with front() as (local, one, _):
+            close = b"POST / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbody"
+            await local.send(close + GET % 2)
+            stream = await one.asked(b"POST / ")
+            await one.answer(stream, OK)
+            raw, end = await local.to_end()
+            assert raw.count(b"HTTP/1.1") == 1 and raw.endswith(b"\r\n\r\nok") and end is End.EOF
+            assert (await one.bench.peer.half(stream)) == (b"body", Kind.FIN, None)
+            await one.bench.peer.send(pair.fin(stream))
+
+    run(main())
