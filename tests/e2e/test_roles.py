@@ -594,7 +594,7 @@ def test_logs_name_the_visitors_end(server: Server, echo: Echo, tmp_path: Path) 
     with Client(server.url, server.token(), tmp_path / "client", expose=[port_of(echo)]) as client:
         echoes(client.addresses()[0])
         for process in (server, client):
-            assert process.err, "nothing was logged"
+            process.wait_for(lambda process=process: bool(process.err), "a line in the log")  # type: ignore[misc]
             for line in process.err:
                 entry = json.loads(line)
                 assert {"ts", "level", "event"} <= entry.keys(), line
