@@ -306,6 +306,8 @@ class Tunnel:
             server.pools[owner] = pool
         elif differs := pool.differs(request, visitors):
             return refused("pool-differs", differs)
+        elif pool.port and (no := self.key.ports(server.config.ports, server.port).refusal(pool.port)):
+            return refused("not-granted", no.text, no.rule)
         self.services[request.service] = pool.join(self, request.service, now)
         url = server.sites.url(request.name) if request.kind == "http" and server.sites is not None else ""
         count = len(request.visitors)

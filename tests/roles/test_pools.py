@@ -379,6 +379,26 @@ def test_a_pool_is_of_one_token(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
+def test_each_member_needs_the_port(run: Run, tmp_path: Path) -> None:
+    """While a token is replaced there are two of one label; one that grants less does not get in by the other's pool."""
+
+    async def main() -> None:
+        async with relay(tmp_path / "r") as bench:
+            names = ["team-*"]
+            full = make_token(bench.home, "team", names=names, ports=f"{bench.ports.first}-{bench.ports.last}")
+            less = make_token(bench.home, "team", names=names, ports=str(bench.ports.last))
+            await until(lambda: bench.server.keyring._state.find(less.key_id), "the tokens are known")
+            one, _ = await bench.client("team-1", "1", full)
+            two, _ = await bench.client("team-2", "2", less)
+            port = (await share(bench, one)).port
+            assert port == bench.ports.first
+            assert (await share(bench, two)).error == "not-granted"
+            assert (await share(bench, one, 2, "db", port=bench.ports.last)).port == bench.ports.last
+            assert (await share(bench, two, 2, "db")).port == bench.ports.last
+
+    run(main())
+
+
 def test_pools_that_nobody_comes_back_to(run: Run, tmp_path: Path) -> None:
     """What a pool had is free a day after its last client was here, as a client's is."""
 
