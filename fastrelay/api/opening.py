@@ -38,6 +38,7 @@ _KINDS: Final[dict[Code, type[OpenError]]] = {
     Code.NO_SERVICE: NoServiceError,
     Code.DENIED: DeniedError,
     Code.DIAL_DENIED: DeniedError,
+    Code.DIAL_FORBIDDEN: DeniedError,
     Code.AWAY: AwayError,
 }
 

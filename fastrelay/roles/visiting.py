@@ -185,6 +185,7 @@ def _why_not_dialled(client: str, place: str, code: Code) -> str:
         Code.AWAY: f"The client {client!r} is not connected now",
         Code.DENIED: f"The relay refuses {place} through {client!r}: the token of this client does not grant that",
         Code.DIAL_DENIED: f"The client {client!r} refuses to dial {place}: its --allow-dial does not list that",
+        Code.DIAL_FORBIDDEN: f"The client {client!r} refuses to dial {place}: its --deny-dial lists that",
         Code.REFUSED: f"{place} refused the connection that {client!r} made; is the service running there",
         Code.UNREACHABLE: f"{place} cannot be reached from {client!r}",
         Code.DIAL_TIMEOUT: f"{place} did not answer {client!r} in time",

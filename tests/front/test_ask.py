@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,3 +131,38 @@ def test_any_bytes(pieces: list[bytes], start: bytes) -> None:
     else:
         return
     assert replied
+
+
+def test_readme_says_what_is_answered() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = text.split("| what became of it | SOCKS5 |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (.+?) \| ([0-9]+)(?:; ([0-9]+))? \| ([0-9]*) ?\|$", table, re.MULTILINE)
+    told = {what: (int(socks_), int(status or 0)) for what, socks_, _, status in rows}
+    codes = {
+        "connected": (Code.NO_ERROR,),
+        "the token, or the client, does not allow it": (Code.DENIED, Code.DIAL_DENIED, Code.DIAL_FORBIDDEN),
+        "there is no such client, or it is away": (Code.NO_SERVICE, Code.AWAY),
+        "the target cannot be reached": (Code.UNREACHABLE,),
+        "the target did not answer": (Code.DIAL_TIMEOUT,),
+        "the target refused": (Code.REFUSED,),
+    }
+    named = {code for listed in codes.values() for code in listed}
+    codes["anything else failed"] = tuple(set(Code) - named)
+    for what, listed in codes.items():
+        for code in listed:
+            one, two = Ask(), Ask()
+            one.feed(HELLO + socks(V4))
+            two.feed(CONNECT)
+            assert (one.answer(code)[1], int(two.answer(code).split()[1])) == told[what], code
+    refusals = {
+        "a host or port that cannot be, or no request at all": (HELLO + socks(V4, 0), b"\x16\x03\x01\x02\x00\x01"),
+        "a command other than CONNECT": (HELLO + socks(V4, command=2), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+    }
+    for what, asked in refusals.items():
+        replies = []
+        for raw in asked:
+            with pytest.raises(AskError) as caught:
+                Ask().feed(raw)
+            replies.append(caught.value.reply)
+        assert (replies[0][1], int(replies[1].split()[1])) == told[what]
+    assert told.keys() == {*codes, *refusals, "an address of a kind that there is not; a login"}

@@ -52,11 +52,13 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def dialler(home: Path, bench: RelayBench, *rules: str, limits: Limits = DEFAULTS) -> AsyncIterator[Client]:
+async def dialler(
+    home: Path, bench: RelayBench, *rules: str, deny: tuple[str, ...] = (), limits: Limits = DEFAULTS
+) -> AsyncIterator[Client]:
     """The client "home", which dials what its rules allow."""
     config = ClientConfig(
         relay=Relay(LOCALHOST, bench.port, tls=False), token=bench.token.text(), exposures=(), name="home", state=home,
-        limits=limits, allow_dial=Rules.parse(rules),
+        limits=limits, allow_dial=Rules.parse(rules, deny),
     )  # fmt: skip
     client = Client(config, ClientState.open(home, config.relay.url, "home"), lambda *_: None)
     running = asyncio.ensure_future(client.run())
@@ -298,6 +300,23 @@ def test_what_the_client_does_not_allow_costs_that_stream_alone(
             denied = [vars(record)["fields"] for record in caplog.records if vars(record).get("event") == "dial.denied"]
             assert [(one["target"], one["rule"]) for one in denied] == [(place(target), "port")]
             assert client._session is session and bench.server.registry.here("home")
+
+    run(main())
+    assert nobody_came(target)
+
+
+@one_loop
+def test_what_the_client_denies(
+    run: Run, tmp_path: Path, target: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with (
+            relay(tmp_path / "r") as bench,
+            dialler(tmp_path / "c", bench, "127.0.0.0/8", deny=("127.0.0.1/32",)),
+            caller(tmp_path / "v", bench.port, (await visitors(bench)).text(), f"home/{place(target)}") as at,
+        ):
+            assert await refused(at) < AT_ONCE
+            assert "The client 'home' refuses to dial" in caplog.text and "--deny-dial" in caplog.text
 
     run(main())
     assert nobody_came(target)
