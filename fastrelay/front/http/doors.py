@@ -207,7 +207,7 @@ class Doors:
         self._server.runtime.notices.say(
             f"calls of {key.label}",
             "call.refused",
-            f"Refused a call of {visitor} with the token {key.label}: {answer.text}.",
+            f"Refused a call of {visitor} with the token {key.label}: {answer.text.removesuffix('.')}.",
             visitor=visitor,
             status=answer.status,
             token=key.label,
