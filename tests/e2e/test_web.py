@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.client
 import http.server
+import json
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ import websockets.sync.server
 
 from tests.support import need, peers
 from tests.support.peers import background
-from tests.support.web import DOMAIN, Web, head, request
+from tests.support.web import DOMAIN, Web, head, request, switched, upgrade
 
 BODY = os.urandom(3_000_000)
 
@@ -229,6 +230,37 @@ def test_a_tunnel_that_is_lost(tmp_path: Path) -> None:
                 assert head(early).startswith(b"HTTP/1.1 502 ")
                 with pytest.raises(ConnectionResetError):
                     late.recv(1)
+
+
+def test_the_audit_log_is_told_of_each_stream(tmp_path: Path) -> None:
+    with Web(tmp_path, server=("--audit", str(tmp_path / "audit"))) as web:
+        for tls in (False, True):
+            with web.visitor(tls) as visitor:
+                visitor.sendall(request("/1") + request("/2"))
+                with web.target() as target:
+                    for _ in range(2):
+                        head(target)
+                        target.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+                        head(visitor)
+                visitor.sendall(upgrade())  # on another stream, as the target has ended the first one
+                with web.target() as target:
+                    head(target)
+                    target.sendall(switched())
+                    head(visitor)
+                    peers.reset(target)
+                    with pytest.raises(ConnectionResetError):
+                        visitor.recv(1)
+
+        def told(event: str) -> list[dict[str, object]]:
+            lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+            return [line for line in lines if line["event"] == event]
+
+        peers.until(lambda: len(told("visitor.closed")) == 4, "all streams have ended")
+        opened, closed = told("visitor.opened"), told("visitor.closed")
+        assert [line["stream"] for line in opened] == [line["stream"] for line in closed]
+        assert [line["cause"] for line in closed] == ["cancel", "target-reset"] * 2
+        for line in opened + closed:
+            assert (line["service"], line["name"]) == ("web", "web") and str(line["visitor"]).startswith("127.0.0.1:")
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastrelay import wire
+from fastrelay import log, wire
 from fastrelay.config import join_host
 from fastrelay.errors import StartError
 from fastrelay.front.http.doors import Doors
@@ -13,6 +13,7 @@ from fastrelay.front.http.lobby import Lobby
 from fastrelay.front.http.own import Own
 from fastrelay.front.http.seeker import Seeker
 from fastrelay.front.http.tls import HttpsVisitor
+from fastrelay.front.http.told import ToldVisitorHttp, ToldVisitorHttps
 from fastrelay.net.balancers import Address, Renamed
 from fastrelay.net.door import VisitorDoor, let_in
 from fastrelay.net.heads import END, asks_for_tunnel
@@ -103,7 +104,8 @@ class HttpFront:
         """Behind a proxy: what asks for no tunnel."""
         if END not in said or asks_for_tunnel(said, self._server.config.websocket_path):
             return False
-        self._let_in(sock, Seeker(self._server.runtime, self._hosts.route, "https", self._lobby, proxied=True), behind)
+        make = ToldVisitorHttp if log.audited() else Seeker
+        self._let_in(sock, make(self._server.runtime, self._hosts.route, "https", self._lobby, proxied=True), behind)
         return True
 
     def _take_by_host(self, said: bytes, sock: socket.socket, behind: Address | None) -> bool:
@@ -126,7 +128,9 @@ class HttpFront:
             runtime.spawn(runtime.loop.create_task(let_in(runtime, sock, visitor, made)))
 
     def _plain(self) -> Seeker:
-        return Seeker(self._server.runtime, self._hosts.route, "http", self._lobby)
+        make = ToldVisitorHttp if log.audited() else Seeker
+        return make(self._server.runtime, self._hosts.route, "http", self._lobby)
 
     def _secret(self) -> Seeker:
-        return HttpsVisitor(self._server.runtime, self._hosts.route, self._lobby, self._shown.context)
+        make = ToldVisitorHttps if log.audited() else HttpsVisitor
+        return make(self._server.runtime, self._hosts.route, self._lobby, self._shown.context)
