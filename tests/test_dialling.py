@@ -21,7 +21,7 @@ from tests.fuzz.texts import PIECES
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-fewer = settings(max_examples=settings().max_examples // 2)
+fewer = settings(max_examples=settings().max_examples // 3)
 
 addresses = st.ip_addresses()
 labels = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,5}[a-z0-9_])?", fullmatch=True)
@@ -85,6 +85,7 @@ def test_what_is_no_place(text: str) -> None:
     assert str(caught.value).isprintable()
 
 
+@fewer
 @given(addresses, ports)
 def test_every_address_is_a_place_in_its_usual_form(address: ipaddress.IPv4Address, port: int) -> None:
     place = read_place(at(str(address), port))
@@ -120,6 +121,7 @@ def check_one_reading(text: str) -> None:
     assert is_host(place.host)
 
 
+@fewer
 @given(pieces | st.tuples(pieces, ports).map(lambda pair: f"{pair[0]}:{pair[1]}") | st.text(max_size=20))
 def test_never_two_readings(text: str) -> None:
     check_one_reading(text)
@@ -203,6 +205,7 @@ def test_rules_refused(text: str, why: str) -> None:
     assert why in told and repr(text) in told and told.endswith(".") and told.isprintable()
 
 
+@fewer
 @given(pieces | st.text("10.0/8:22,-*[]a", max_size=20))
 def test_any_text_is_a_rule_or_a_usage_error(text: str) -> None:
     with contextlib.suppress(UsageError):
@@ -347,6 +350,7 @@ def test_what_can_be_said_before_a_name_is_resolved() -> None:
         assert (named(rules.refuse(place)), named(rules.refuse_unresolved(place))) == (before, unresolved), text
 
 
+@fewer
 @given(hosts | addresses.map(str), ports)
 def test_without_rules_nothing_is_allowed(host: str, port: int) -> None:
     assert not NO_RULES

@@ -72,8 +72,14 @@ def denials(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [record["fields"] | {"text": record["msg"]} for record in records if record.get("event") == "dial.denied"]
 
 
-@pytest.mark.parametrize("rule", ["127.0.0.0/8:{port}", "127.0.0.1", "127.0.0.1:1-65535"])
-@pytest.mark.parametrize("host", [LOCALHOST, "[::ffff:127.0.0.1]", "localhost"])
+@pytest.mark.parametrize(
+    ("rule", "host"),
+    [
+        ("127.0.0.0/8:{port}", "localhost"),
+        ("127.0.0.1", LOCALHOST),
+        ("127.0.0.1:1-65535", "[::ffff:127.0.0.1]"),
+    ],
+)
 def test_what_a_rule_allows_is_dialled(run: Run, tmp_path: Path, there: socket.socket, rule: str, host: str) -> None:
     async def main() -> None:
         async with dialler(tmp_path / "c", rule.format(port=port_of(there))) as bench:
@@ -214,6 +220,7 @@ def test_denials_do_not_flood(
     assert [record["fields"].get("count") for record in failures] == [None, 99]
 
 
+@one_loop
 def test_names_that_hang_keep_no_service_from_its_target(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +256,7 @@ def test_names_that_hang_keep_no_service_from_its_target(
         over.set()
 
 
+@one_loop
 def test_places_that_hang_keep_no_service_from_its_target(run: Run, tmp_path: Path) -> None:
     """More dials that nobody answers than may be made at once: half of the turns are for services."""
 
