@@ -132,7 +132,7 @@ class Load:
             thread.join(20)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_one_of_three_goes_under_load(three: Three, how: signal.Signals) -> None:
     """Killed, its visitors are reset at once; stopped, nothing is lost. The next ones go on with the others."""
     stay = [three.visit() for _ in range(30)]
@@ -194,6 +194,7 @@ def test_a_target_that_is_down_costs_nobody_anything(three: Three) -> None:
     three.targets["a"].open()
 
 
+@pytest.mark.slow
 def test_the_port_over_a_restart_of_the_relay(three: Three) -> None:
     """Whoever is back first, the pool has its port."""
     bind = f"127.0.0.1:{three.server.address[1]}"
@@ -216,6 +217,7 @@ def asked(sock: socket.socket) -> str:
     return exactly(sock, 1).decode() if status == "200" else status
 
 
+@pytest.mark.slow
 def test_an_http_service_of_several_clients(tmp_path: Path) -> None:
     """A connection stays with who has it; each new one goes to the least loaded; who is down costs nothing but a retry that nobody sees."""
     with contextlib.ExitStack() as stack:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import ssl
 from pathlib import Path
 
+import pytest
+
 from tests.support import need
-from tests.support.peers import Address, accept, connect, exactly, free_port, listens, until
+from tests.support.peers import Address, connect, exactly, free_port, listens, until
 from tests.support.processes import BEST, Client, Process, Server
 from tests.support.web import DOMAIN, TlsSocket, Web, head, request
 
@@ -111,19 +112,7 @@ def test_whose_a_connection_is_from_one_end_to_the_other(tmp_path: Path) -> None
         assert line["visitor"].startswith("127.0.0.8:") and line["service"] == "two"
 
 
-def test_a_strangers_header_is_data(tmp_path: Path) -> None:
-    line = b"PROXY TCP4 192.0.2.9 192.0.2.1 1 2\r\n"
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(tmp_path / "server", BEST, "--proxy-protocol", f"{BALANCER}/32"))
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        expose = [f"web={listener.getsockname()[1]}"]
-        client = stack.enter_context(Client(server.url, server.token(), tmp_path / "client", expose=expose))
-        with connect(client.addresses()[0]) as visitor:
-            visitor.sendall(line)
-            with accept(listener) as target:
-                assert exactly(target, len(line)) == line
-
-
+@pytest.mark.slow
 def test_the_http_front_behind_a_balancer(tmp_path: Path) -> None:
     """In front of TLS the header is in the clear; behind the client it is the target's, in front of the request."""
     header = b"PROXY TCP4 192.0.2.9 198.51.100.1 51528 443\r\n"
