@@ -27,6 +27,7 @@ from fastrelay.roles.pools import Pool
 from fastrelay.roles.sites import Site
 
 _PLAIN: Final[frozenset[bytes]] = frozenset()
+_SITES: Final = (Site, Pool)
 _LOGIN: Final = frozenset((b"authorization",))
 """What the relay has asked for is not passed on."""
 
@@ -53,7 +54,7 @@ class Hosts:
         site = self._directory.pool(name) or self._directory.service(name)
         if site is Code.AWAY:
             raise MessageError(502, "The service's machine is not connected to the relay now: try again in a moment.")
-        if isinstance(site, Code) or site.kind != "http" or not isinstance(site, Site | Pool):
+        if isinstance(site, Code) or site.kind != "http" or not isinstance(site, _SITES):
             raise _unknown(name + self._suffix)
         if not site.admits(visitor):
             site.deny(visitor)
