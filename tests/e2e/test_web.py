@@ -233,6 +233,13 @@ def test_a_tunnel_that_is_lost(tmp_path: Path) -> None:
 
 
 def test_the_audit_log_is_told_of_each_stream(tmp_path: Path) -> None:
+    def told(event: str) -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    def ended(streams: int) -> None:
+        peers.until(lambda: len(told("visitor.closed")) == streams, f"{streams} streams have ended")
+
     with Web(tmp_path, server=("--audit", str(tmp_path / "audit"))) as web:
         for tls in (False, True):
             with web.visitor(tls) as visitor:
@@ -242,7 +249,8 @@ def test_the_audit_log_is_told_of_each_stream(tmp_path: Path) -> None:
                         head(target)
                         target.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
                         head(visitor)
-                visitor.sendall(upgrade())  # on another stream, as the target has ended the first one
+                ended(1 + 2 * tls)  # the target has ended the first stream: this one is another
+                visitor.sendall(upgrade())
                 with web.target() as target:
                     head(target)
                     target.sendall(switched())
@@ -250,12 +258,7 @@ def test_the_audit_log_is_told_of_each_stream(tmp_path: Path) -> None:
                     peers.reset(target)
                     with pytest.raises(ConnectionResetError):
                         visitor.recv(1)
-
-        def told(event: str) -> list[dict[str, object]]:
-            lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
-            return [line for line in lines if line["event"] == event]
-
-        peers.until(lambda: len(told("visitor.closed")) == 4, "all streams have ended")
+        ended(4)
         opened, closed = told("visitor.opened"), told("visitor.closed")
         assert [line["stream"] for line in opened] == [line["stream"] for line in closed]
         assert [line["cause"] for line in closed] == ["cancel", "target-reset"] * 2
