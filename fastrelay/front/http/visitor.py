@@ -226,7 +226,7 @@ class HttpVisitor(LingeringEdge):
         self._wait(self._patience)
         raw = heads.request(head, self._visitor, self._scheme, host=way.host, without=way.without)
         if self.stream is not None and way.backend == self._backend:
-            whole = not self._requests.in_body and not head.upgrade
+            whole = not self._requests.in_body
             self._again = way if len(self._asked) == 1 and whole and head.method in SAFE else None
             self._moved = self.stream.moved + len(raw)
             self._push(raw)

@@ -677,3 +677,24 @@ def test_nothing_is_read_behind_the_last_request(run: Run) -> None:
             await one.bench.peer.send(pair.fin(stream))
 
     run(main())
+
+
+def test_an_upgrade_that_met_the_end_of_an_idle_connection_is_asked_for_once_more(run: Run) -> None:
+    async def main() -> None:
+        async with front() as (local, one, _):
+            await local.send(GET % 1)
+            stream = await one.asked()
+            await one.answer(stream, OK)
+            await local.read(len(OK))
+            await local.send(b"GET /ws HTTP/1.1\r\nHost: a.example\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nhello")
+            await one.asked(b"GET /ws ", stream=stream)
+            await one.bench.peer.send(pair.reset(stream))
+            second = await one.asked(b"GET /ws ")
+            assert second != stream
+            await one.answer(second, b"HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+            await head_of(local)
+            assert await one.bench.peer.data(second, 5) == b"hello"
+            await one.bench.peer.send(pair.reset(second))
+            assert (await local.to_end())[1] is End.RESET
+
+    run(main())
