@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from fastrelay.front.http.messages import Fields, Request, Response, members
+from fastrelay.front.http.messages import REPEATED, Fields, Request, Response, members
 
 
 def _lines(*names: bytes) -> re.Pattern[bytes]:
@@ -33,6 +33,16 @@ def request(
     """The head for the target. `visitor` is an address without port, `scheme` http or https; `without` names more fields (lower case)
     to leave out; `host` stands in place of Host where it is given.
     """
+    small = len(head.target) + len(head.fields.raw) <= REPEATED
+    return (_request_again if small else _request)(head, visitor, scheme, without, host)
+
+
+def response(head: Response) -> bytes:
+    """The head for the visitor."""
+    return (_response_again if len(head.reason) + len(head.fields.raw) <= REPEATED else _response)(head)
+
+
+def _request(head: Request, visitor: str, scheme: str, without: frozenset[bytes], host: bytes) -> bytes:
     kept = _without(head.fields, _REQUEST)
     if without or host:
         kept = _lines(*without, *((b"host",) if host else ())).sub(b"", kept)
@@ -48,11 +58,15 @@ def request(
     )
 
 
-def response(head: Response) -> bytes:
-    """The head for the visitor."""
+def _response(head: Response) -> bytes:
     line = b"HTTP/%b %d %b" % (head.version.encode(), head.status, head.reason)
     end = _connection(head.upgrade, head.keep_alive or head.status < 200, head.version)
     return b"".join((line, _without(head.fields, _RESPONSE), end))
+
+
+_request_again = lru_cache(REPEATED)(_request)
+_response_again = lru_cache(REPEATED)(_response)
+"""Most visitors and services say the same again."""
 
 
 @lru_cache(1024)

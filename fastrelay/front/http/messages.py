@@ -4,6 +4,9 @@ httptools (llhttp, strict) alone decides what a message is: it is told where a h
 than one message at a time, so what follows one cannot be read two ways. A head is handed on as fields and written anew by `heads`; a body
 is handed on as the bytes that came, chunks and trailers included.
 
+Most visitors and services say the same again: a small head that came before, byte for byte, is what it was found to be then, and the parser is
+asked neither about it nor about its body, whose length is known. Where a message begins the parser remembers nothing, so it would say the same.
+
 Invariant: what is passed on has been read by the parser before, and a message ends where the parser says so.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import httptools
 
@@ -20,7 +23,8 @@ from fastrelay.errors import MessageError
 MOST_HEAD: Final = 16_384
 """Bytes of a head."""
 MOST_FIELDS: Final = 100
-
+REPEATED: Final = 1024
+"""Bytes of a head that is remembered, and how many heads are: then all are forgotten."""
 
 _KNOWN: Final = (b"connection", b"content-length", b"host", b"te", b"transfer-encoding", b"upgrade")
 _FIND: Final = re.compile(rb"(?i)\r\n(%b):([^\r]*)" % b"|".join(_KNOWN))
@@ -69,9 +73,10 @@ class Fields:
         return [value for field, value in self if field.lower() == name]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Fields) and list(self) == list(other)
+        return isinstance(other, Fields) and self.raw == other.raw
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(self.raw)
 
 
 _BLANK: Final = b"\r\n\r\n"
@@ -117,16 +122,24 @@ def members(fields: Fields, name: bytes) -> list[bytes]:
     return [member for part in b",".join(found).lower().split(b",") if (member := part.strip(_WHITE))] if found else []
 
 
-class _Messages:
+Head = TypeVar("Head", Request, Response)
+
+
+class _Messages(Generic[Head]):
     """What requests and responses share: the end of a head, then the end of a body."""
 
     parser: httptools.HttpRequestParser | httptools.HttpResponseParser
+    bodiless = False
+    _seen: ClassVar[dict[bytes, tuple[Any, bool, int | None]]]
+    """Heads that came before: what they are, whether a body follows, and its length."""
 
     def __init__(self) -> None:
         self.in_body = False
         """Whether what comes next belongs to a body; else it belongs to a head."""
         self.fields = _NONE
         self._raw = b""  # of a head that is not whole
+        self._text = b""  # of a whole one, if it may be remembered
+        self._known: Head | None = None  # what came before
         self._left: int | None = None  # bytes of a body whose length is known
         self._chunked = False
         self._tail = b""  # of a body in chunks, in which its end may have begun
@@ -154,6 +167,13 @@ class _Messages:
             return len(data)
         head = raw[:end]
         self._raw = b""
+        seen = None if self.bodiless else self._seen.get(head)
+        if seen is not None:
+            self._known, self.in_body, self._left = seen
+            self._headed, self._chunked = True, False
+            return end - before
+        self._known = None
+        self._text = head if end <= REPEATED else b""
         self._done = False
         self._feed(head)
         if head[0] <= _SPACE:
@@ -190,7 +210,10 @@ class _Messages:
             if self._left is not None:
                 size = min(size, self._left)
                 self._left -= size
-            self._feed(data[:size])
+            if self._known is None:
+                self._feed(data[:size])
+            else:
+                self.in_body = bool(self._left)
             return size
         # A body in chunks ends with a blank line, so the parser is given what lies between blank lines, and asked.
         text = self._tail + data
@@ -203,6 +226,16 @@ class _Messages:
             used = stop
         self._tail = text[-3:] if self.in_body else b""
         return used
+
+    def _remember(self, head: Head) -> None:
+        """What the whole head is, if all that follows from it is known and the parser goes on behind its body as it began."""
+        if not self._text or self.bodiless or self._chunked or not head.keep_alive or head.upgrade:
+            return
+        if self.in_body and self._left is None:
+            return
+        if len(self._seen) >= REPEATED:
+            self._seen.clear()
+        self._seen[self._text] = head, self.in_body, self._left
 
     def _begin_body(self) -> None:
         self.in_body = not self._done
@@ -236,10 +269,11 @@ class _Messages:
         self.in_body = False
 
 
-class Requests(_Messages):
+class Requests(_Messages[Request]):
     """What a visitor sends."""
 
     parser: httptools.HttpRequestParser
+    _seen = {}  # noqa: RUF012
     _host: bytes | None = None  # the last one that was judged, and is one
 
     def renew(self) -> None:
@@ -255,6 +289,8 @@ class Requests(_Messages):
 
     def head(self) -> Request:
         """The head that is whole now. Raises MessageError for what is HTTP but cannot be served without a doubt."""
+        if self._known is not None:
+            return self._known
         parser = self.parser
         fields = self.fields
         version = parser.get_http_version()
@@ -287,7 +323,9 @@ class Requests(_Messages):
         if upgrade:
             keep_alive = True
             self.renew()  # the parser waits for another protocol, which may be refused
-        return Request(method, target, version, fields, host, upgrade, keep_alive)
+        made = Request(method, target, version, fields, host, upgrade, keep_alive)
+        self._remember(made)
+        return made
 
     def _upgrade(self, fields: Fields) -> bytes:
         if b"upgrade" not in fields.known or b"upgrade" not in members(fields, b"connection"):
@@ -300,11 +338,11 @@ class Requests(_Messages):
         return asked[0]
 
 
-class Responses(_Messages):
+class Responses(_Messages[Response]):
     """What a target sends. `bodiless` is set before the head of the answer to a HEAD request."""
 
     parser: httptools.HttpResponseParser
-    bodiless = False
+    _seen = {}  # noqa: RUF012
 
     def renew(self) -> None:
         self.in_body = False
@@ -317,6 +355,8 @@ class Responses(_Messages):
 
     def head(self) -> Response:
         """The head that is whole now. Raises MessageError."""
+        if self._known is not None:
+            return self._known
         parser = self.parser
         fields = self.fields
         status = parser.get_status_code()
@@ -329,4 +369,7 @@ class Responses(_Messages):
             keep_alive = keep_alive or status == 101
             if self.in_body or status == 101:
                 self.renew()
-        return Response(status, reason, version, fields, upgrade, keep_alive)
+        made = Response(status, reason, version, fields, upgrade, keep_alive)
+        if status >= 200:
+            self._remember(made)
+        return made

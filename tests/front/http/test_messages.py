@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrelay.errors import MessageError
-from fastrelay.front.http.messages import MOST_FIELDS, MOST_HEAD, Fields, Request, Requests, Response, Responses
+from fastrelay.front.http.messages import (
+    MOST_FIELDS,
+    MOST_HEAD,
+    REPEATED,
+    Fields,
+    Request,
+    Requests,
+    Response,
+    Responses,
+)
 
 Piece = Request | Response | bytes
 """A head, or a whole body as it came."""
@@ -113,6 +124,82 @@ def test_responses_are_cut_where_they_end(sizes: list[int]) -> None:
         b"until the end, HTTP/1.1 200 OK\r\n\r\n",
     ]
     assert isinstance(found[-2], Response) and (found[-2].version, found[-2].keep_alive) == ("1.0", False)
+
+
+class Forgetful(dict[bytes, tuple[Any, bool, int | None]]):
+    def __setitem__(self, head: bytes, found: object) -> None:
+        pass
+
+
+class ForgetfulRequests(Requests):
+    _seen = Forgetful()
+
+
+class ForgetfulResponses(Responses):
+    _seen = Forgetful()
+
+
+def until_refused(messages: Requests | Responses, pieces: list[bytes], bodiless: tuple[bool, ...]) -> list[object]:
+    """What comes out; at its end what was refused, if anything was."""
+    out: list[object] = []
+    try:
+        out += cut(messages, pieces, bodiless)
+    except MessageError as error:
+        out.append((error.status, error.text))
+    return out
+
+
+ASKED = (
+    request(),
+    request(b"GET /x HTTP/1.1"),
+    b"\r\n" + request(),
+    request(b"POST / HTTP/1.1", b"Content-Length: 0"),
+    request(b"POST / HTTP/1.1", b"Content-Length: 5", body=b"GET /"),
+    request(b"POST / HTTP/1.1", b"Content-Length: 5", body=b"\r\n\r\nx"),
+    request(b"POST / HTTP/1.1", b"Transfer-Encoding: chunked", body=chunked([b"a", b"\r\n\r\n"])),
+    request(b"GET /old HTTP/1.0", b"Connection: keep-alive"),
+    request(b"GET /ws HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket"),
+    request(b"GET / HTTP/1.1", b"Connection: close"),
+    request(b"GET / HTTP/1.1", b"Host: b.example"),
+    request(b"GET /long HTTP/1.1", b"Cookie: " + b"x" * REPEATED),
+)
+ANSWERED = (
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked([b"a\r\n\r\nb", b"c"]),
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+)
+
+
+@given(st.lists(st.sampled_from(ASKED), min_size=1, max_size=12), st.lists(st.integers(1, 300), min_size=1, max_size=4))
+def test_a_request_that_came_before_is_what_it_was(drawn: list[bytes], sizes: list[int]) -> None:
+    pieces = sliced(b"".join(drawn), sizes)
+    assert until_refused(Requests(), pieces, ()) == until_refused(ForgetfulRequests(), pieces, ())
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(ANSWERED), st.booleans()), min_size=1, max_size=12),
+    st.lists(st.integers(1, 300), min_size=1, max_size=4),
+)
+def test_an_answer_that_came_before_is_what_it_was(drawn: list[tuple[bytes, bool]], sizes: list[int]) -> None:
+    """To HEAD as well, where the same head has no body behind it."""
+    raw = b"".join(answer[: answer.index(b"\r\n\r\n") + 4] if headed else answer for answer, headed in drawn)
+    pieces, bodiless = sliced(raw, sizes), tuple(headed for _, headed in drawn)
+    assert until_refused(Responses(), pieces, bodiless) == until_refused(ForgetfulResponses(), pieces, bodiless)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    messages = Requests()
+    for number in range(2 * REPEATED):
+        cut(messages, [request(b"GET /%d HTTP/1.1" % number)])
+    assert 0 < len(Requests._seen) <= REPEATED
+    (one,) = cut(messages, [request(b"GET /again HTTP/1.1")])
+    (two,) = cut(Requests(), [request(b"GET /again HTTP/1.1")])
+    assert one is two, "of another visitor too"
 
 
 def test_what_a_head_says() -> None:
