@@ -24,6 +24,7 @@ from fastrelay.config import Front, join_host
 from fastrelay.dialling import Place
 from fastrelay.net.link import address
 from fastrelay.net.options import LINGER_OFF, LINGER_RESET, linger, unacknowledged
+from fastrelay.net.tls import ends_count
 from fastrelay.wire import RESET_DRAIN, RESET_DRAIN_MOST
 
 ANSWER_TIME: Final = 30.0
@@ -65,7 +66,7 @@ class HttpForward:
         self.loop = loop
         self.call = call
         self.failed = failed
-        self.context = ssl.create_default_context() if call.front.tls else None
+        self.context = ends_count(ssl.create_default_context()) if call.front.tls else None
         self.nears: set[Near] = set()
         self._server: asyncio.Server | None = None
         self._nobody = asyncio.Event()

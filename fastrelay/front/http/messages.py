@@ -5,7 +5,8 @@ than one message at a time, so what follows one cannot be read two ways. A head 
 is handed on as the bytes that came, chunks and trailers included.
 
 Most visitors and services say the same again: a small head that came before, byte for byte, is what it was found to be then, and the parser is
-asked neither about it nor about its body, whose length is known. Where a message begins the parser remembers nothing, so it would say the same.
+asked neither about it nor about its body, whose length is known. Where a message begins the parser remembers nothing but whether there may be
+one, so it would say the same.
 
 Invariant: what is passed on has been read by the parser before, and a message ends where the parser says so.
 """
@@ -145,7 +146,7 @@ class _Messages(Generic[Head]):
         self._tail = b""  # of a body in chunks, in which its end may have begun
         self._headed = False
         self._done = False
-        self._keep_alive = False
+        self._keep_alive = True  # of the last one that the parser was asked about
         self.renew()
 
     def renew(self) -> None:
@@ -167,7 +168,7 @@ class _Messages(Generic[Head]):
             return len(data)
         head = raw[:end]
         self._raw = b""
-        seen = None if self.bodiless else self._seen.get(head)
+        seen = self._seen.get(head) if self._keep_alive and not self.bodiless else None
         if seen is not None:
             self._known, self.in_body, self._left = seen
             self._headed, self._chunked = True, False
@@ -278,6 +279,7 @@ class Requests(_Messages[Request]):
 
     def renew(self) -> None:
         self.in_body = False
+        self._keep_alive = True
         self._url = b""
         self.parser = httptools.HttpRequestParser(self)
 
@@ -346,6 +348,7 @@ class Responses(_Messages[Response]):
 
     def renew(self) -> None:
         self.in_body = False
+        self._keep_alive = True
         self._reason = b""
         self.parser = httptools.HttpResponseParser(self)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from fastrelay.errors import Code
 from fastrelay.mux.stream import NOTHING, Outlet, Stream
+from fastrelay.net.tls import ends_count
 from fastrelay.net.tls_stream import start_tls
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Reaches:
     def context(self) -> ssl.SSLContext:
         """For targets: the CAs of this machine decide."""
         if self._context is None:  # reading them takes a moment, which only who needs them spends
-            self._context = ssl.create_default_context()
+            self._context = ends_count(ssl.create_default_context())
             self._context.set_alpn_protocols(["http/1.1"])
         return self._context
 

@@ -76,10 +76,13 @@ class HttpsVisitor(Seeker):
             pass
         except ssl.SSLZeroReturnError:
             super().eof_received()
-        except ssl.SSLEOFError:
-            self._cut()
         except ssl.SSLError as error:
-            self._garbled(error)
+            if (
+                isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+            ):  # of Python before 3.11.4
+                self._cut()
+            else:
+                self._garbled(error)
         self._flush()
 
     def _cut(self) -> None:
