@@ -10,6 +10,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import select
 import socket
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -327,8 +328,10 @@ async def connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address:
     """
     error = sock.connect_ex(address)
     if error == errno.EINPROGRESS:
-        error = sock.connect_ex(address)  # to a target on this machine it is done by now
-        if error == errno.EALREADY:
+        # Asked by poll, as connect() throws away what a target that is reset by now had said before.
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        if not poll.poll(0):  # to a target on this machine it is done by now
             ready = asyncio.Event()
             loop.add_writer(sock, ready.set)
             try:
@@ -336,6 +339,6 @@ async def connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, address:
                     await ready.wait()
             finally:
                 loop.remove_writer(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if error not in (0, errno.EISCONN):
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
         raise OSError(error, os.strerror(error))

@@ -79,9 +79,12 @@ class Example:
 
     def __enter__(self) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
+        # Shells start what runs in the background deaf to SIGINT, and that is handed on.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         self._process = subprocess.Popen(
             self._words, cwd=HERE, env=self._environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
         )
+        signal.signal(signal.SIGINT, before)
         return self._process
 
     def __exit__(self, kind: object, *_: object) -> None:

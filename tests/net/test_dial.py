@@ -23,7 +23,7 @@ from fastrelay.net import dial as dial_module
 from fastrelay.net.dial import Dial, Resolver, Share, Turn
 from fastrelay.wire import Kind
 from tests.conftest import Run
-from tests.support import need, pair
+from tests.support import need, pair, peers
 from tests.support.peers import End
 from tests.support.tunnel import Bench, Local, turns, until
 
@@ -647,3 +647,27 @@ def test_a_share_never_takes_every_turn(run: Run) -> None:
         assert (turns_._value, share._own._value) == (3, 2)
 
     run(main())
+
+
+def test_what_a_target_said_before_it_was_reset_is_not_lost(run: Run) -> None:
+    """All of it happens while the connection is being made."""
+
+    class Sock(socket.socket):
+        def connect_ex(self, address: Any) -> int:
+            error = super().connect_ex(address)
+            peer, _ = target.accept()
+            peer.sendall(b"before")
+            peers.handed_over(peer)
+            peers.reset(peer)
+            return error
+
+    async def main() -> None:
+        with Sock() as sock:
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            with pytest.raises(ConnectionResetError):
+                await dial_module.connect(loop, sock, target.getsockname(), loop.time() + 5)
+            assert sock.recv(100) == b"before"
+
+    with socket.create_server((LOCALHOST, 0)) as target:
+        run(main())
