@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from fastrelay.config import NAME, join_host, parse_host
 from fastrelay.errors import MessageError, UsageError
-from fastrelay.front.http.messages import Fields, values
+from fastrelay.front.http.messages import Fields
 
 CLIENT: Final = b"/client/"
 REQUEST: Final = b"/request"
@@ -74,7 +74,7 @@ def client_call(target: bytes) -> ClientCall:
 
 def destination(fields: Fields) -> Destination:
     """Where X-PROXY-DESTINATION leads. Raises MessageError, with the status and texts of wsp."""
-    found = values(fields, DESTINATION)
+    found = fields.values(DESTINATION)
     if not found:
         raise MessageError(526, "Missing X-PROXY-DESTINATION header")
     url = _URL.fullmatch(found[0]) if len(found) == 1 else None

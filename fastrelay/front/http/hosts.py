@@ -26,7 +26,6 @@ from fastrelay.roles.directory import Directory
 from fastrelay.roles.pools import Pool
 from fastrelay.roles.sites import Site
 
-_PLAIN: Final[frozenset[bytes]] = frozenset()
 _SITES: Final = (Site, Pool)
 _LOGIN: Final = frozenset((b"authorization",))
 """What the relay has asked for is not passed on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from fastrelay.front.http.messages import Fields, values
+from fastrelay.front.http.messages import Fields
 
 
 def basic(fields: Fields) -> bytes | None:
@@ -39,7 +39,7 @@ def token(fields: Fields) -> str:
 
 def _shown(fields: Fields) -> tuple[bytes, bytes]:
     """Scheme, in lower case, and credentials of the one Authorization; empty without it."""
-    found = values(fields, b"authorization")
+    found = fields.values(b"authorization")
     if len(found) != 1:
         return b"", b""
     scheme, _, text = found[0].partition(b" ")

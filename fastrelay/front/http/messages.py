@@ -112,11 +112,6 @@ class Response(NamedTuple):
     keep_alive: bool
 
 
-def values(fields: Fields, name: bytes) -> list[bytes]:
-    """The values of all fields called `name` (lower case)."""
-    return fields.values(name)
-
-
 def members(fields: Fields, name: bytes) -> list[bytes]:
     """The members of a list field (RFC 9110, 5.6.1), in lower case."""
     found = fields.values(name)
@@ -124,6 +119,8 @@ def members(fields: Fields, name: bytes) -> list[bytes]:
 
 
 Head = TypeVar("Head", Request, Response)
+Seen = dict[bytes, tuple[Any, bool, int | None]]
+"""Heads that came before: what they are, whether a body follows, and its length."""
 
 
 class _Messages(Generic[Head]):
@@ -131,8 +128,7 @@ class _Messages(Generic[Head]):
 
     parser: httptools.HttpRequestParser | httptools.HttpResponseParser
     bodiless = False
-    _seen: ClassVar[dict[bytes, tuple[Any, bool, int | None]]]
-    """Heads that came before: what they are, whether a body follows, and its length."""
+    _seen: ClassVar[Seen]
 
     def __init__(self) -> None:
         self.in_body = False
@@ -274,7 +270,7 @@ class Requests(_Messages[Request]):
     """What a visitor sends."""
 
     parser: httptools.HttpRequestParser
-    _seen = {}  # noqa: RUF012
+    _seen: ClassVar[Seen] = {}
     _host: bytes | None = None  # the last one that was judged, and is one
 
     def renew(self) -> None:
@@ -344,7 +340,7 @@ class Responses(_Messages[Response]):
     """What a target sends. `bodiless` is set before the head of the answer to a HEAD request."""
 
     parser: httptools.HttpResponseParser
-    _seen = {}  # noqa: RUF012
+    _seen: ClassVar[Seen] = {}
 
     def renew(self) -> None:
         self.in_body = False
@@ -367,7 +363,7 @@ class Responses(_Messages[Response]):
         if version not in ("1.1", "1.0"):
             raise MessageError(502, "The target does not speak HTTP/1.1.")
         keep_alive, reason = self._keep_alive, self._reason
-        upgrade = b", ".join(values(fields, b"upgrade")) if status == 101 else b""
+        upgrade = b", ".join(fields.values(b"upgrade")) if status == 101 else b""
         if status == 101 or self.bodiless:
             keep_alive = keep_alive or status == 101
             if self.in_body or status == 101:

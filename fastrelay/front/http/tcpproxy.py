@@ -14,7 +14,7 @@ from typing import Final
 
 from fastrelay.config import join_host, parse_host
 from fastrelay.errors import Code, MessageError, UsageError
-from fastrelay.front.http.messages import Fields, Request, values
+from fastrelay.front.http.messages import Fields, Request
 
 PATH: Final = b"/tcpproxy"
 CLIENT: Final = (b"x-buildlet-proxy", b"x-fastrelay-client")
@@ -37,7 +37,7 @@ def bad_auth() -> MessageError:
 
 def client(fields: Fields) -> str:
     """Whom the head names, whether there is such a client or not. Raises MessageError."""
-    found = {value for name in CLIENT for value in values(fields, name)}
+    found = {value for name in CLIENT for value in fields.values(name)}
     if len(found) != 1:
         raise MessageError(400, "one X-Buildlet-Proxy or X-Fastrelay-Client must name the client")
     return found.pop().decode("latin-1")
@@ -55,11 +55,11 @@ def target(head: Request) -> str:
     """What the client is to dial. Raises MessageError."""
     if head.version != "1.1":
         raise MessageError(500, f"unexpected HTTP/{head.version} request")
-    ports = values(head.fields, PORT)
+    ports = head.fields.values(PORT)
     port = int(ports[0]) if len(ports) == 1 and _PORT.fullmatch(ports[0]) else 0
     if not 0 < port < 65_536:
         raise MessageError(400, "invalid or missing X-Target-Port")
-    hosts = values(head.fields, HOST) or [b"127.0.0.1"]
+    hosts = head.fields.values(HOST) or [b"127.0.0.1"]
     try:
         if len(hosts) != 1:
             raise UsageError

@@ -18,7 +18,7 @@ from fastrelay.config import join_host
 from fastrelay.errors import Code, MessageError
 from fastrelay.front.http import heads
 from fastrelay.front.http.lingering import SMALL, LingeringEdge
-from fastrelay.front.http.messages import Request, Requests, Response, Responses, values
+from fastrelay.front.http.messages import Request, Requests, Response, Responses
 from fastrelay.front.http.pages import answer, failed
 from fastrelay.front.http.way import SAFE, Asked, Behind, as_it_is
 from fastrelay.mux.stream import NOTHING
@@ -203,7 +203,7 @@ class HttpVisitor(LingeringEdge):
         if not self._method and self._seat is not None:
             self._lobby.admit(self._seat)
         self._method = head.method
-        if self._proxied and (said := values(head.fields, b"x-forwarded-for")) and (whose := last_address(said[-1])):
+        if self._proxied and (said := head.fields.values(b"x-forwarded-for")) and (whose := last_address(said[-1])):
             self._visitor = whose
             self._address = join_host(whose, 0)
         way = self._route(head, self._visitor)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +16,7 @@ from fastrelay.front.http.messages import (
     Requests,
     Response,
     Responses,
+    Seen,
 )
 
 Piece = Request | Response | bytes
@@ -126,7 +125,7 @@ def test_responses_are_cut_where_they_end(sizes: list[int]) -> None:
     assert isinstance(found[-2], Response) and (found[-2].version, found[-2].keep_alive) == ("1.0", False)
 
 
-class Forgetful(dict[bytes, tuple[Any, bool, int | None]]):
+class Forgetful(Seen):
     def __setitem__(self, head: bytes, found: object) -> None:
         pass
 
